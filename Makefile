@@ -1,0 +1,29 @@
+# Every target makes its own virtual environment first; nothing is done twice.
+SHELL := bash
+PYTHON := .venv/bin/python
+PORT ?= 8000
+STUDIES ?= studies
+GOLDEN ?= ../shared/golden/public
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help venv serve test lint parity
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+venv: ## make .venv (Python 3.10 or 3.11) with requirements.txt
+	@scripts/make_venv.sh
+
+serve: venv ## start MONAI Label with the sample studies (PORT=8000, STUDIES=studies, ARGS="--conf KEY VALUE")
+	@$(PYTHON) scripts/serve.py --port $(PORT) --studies $(STUDIES) $(ARGS)
+
+test: export OMP_NUM_THREADS ?= 2
+test: venv ## run the whole test suite (ARGS="-k NAME")
+	@$(PYTHON) -m pytest --import-mode=importlib $(ARGS)
+
+lint: venv ## ruff and mypy
+	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+
+parity: venv ## compare with the reference's outputs (GOLDEN=../shared/golden/public)
+	@$(PYTHON) scripts/check_parity.py --golden $(GOLDEN) $(ARGS)

@@ -1,0 +1,1 @@
+"""The parts of the MONAI Label app. No tensor code: that is ``imis_net``."""

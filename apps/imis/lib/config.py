@@ -1,0 +1,138 @@
+"""Deployment settings: the only reader of ``--conf KEY VALUE``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+
+from imis_net.networks.build import BUILDERS
+from imis_net.segmenter import DEFAULT_MODEL
+
+_HOST_KEYS = {"server_mode"}
+"""Read by MONAI Label itself."""
+
+
+def _quarter_of_memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a deployment may choose; each field is a ``--conf`` key.
+
+    Attributes:
+        model: a name of ``imis_net.networks.build.BUILDERS``.
+        weights: a safetensors file; None is the bundle's own file of that name.
+        image_size: side of the model frame in pixels; 0 is the model's own.
+        decoder_dim: decoder width of the ViT models; 0 is the model's own.
+        device: a torch device.
+        cache_bytes: bound of all caches together: half for image embeddings, half for decoded volumes.
+        threads: torch threads per operation; 0 leaves torch's choice.
+        labels: names that viewers offer; () is what the model was trained on.
+        min_iou: when every category is asked for at once, those with a lower predicted IoU are left out.
+        previous_mask: feed the last low-res mask back when a prompt only adds to the previous one.
+    """
+
+    model: str = DEFAULT_MODEL
+    weights: Path | None = None
+    image_size: int = 0
+    decoder_dim: int = 0
+    device: str = "cpu"
+    cache_bytes: int = field(default_factory=_quarter_of_memory)
+    threads: int = 0
+    labels: tuple[str, ...] = ()
+    min_iou: float = 0.5
+    previous_mask: bool = False
+
+    @property
+    def architecture(self) -> dict[str, int]:
+        """Builder arguments that the deployment set."""
+        chosen = {"image_size": self.image_size, "decoder_dim": self.decoder_dim}
+        return {key: value for key, value in chosen.items() if value}
+
+
+def read_config(conf: Mapping[str, str]) -> Config:
+    """MONAI Label's string pairs as a ``Config``.
+
+    Raises:
+        ValueError: an unknown key, or a value that cannot be used; says which, what was given and what is accepted.
+    """
+    known = [f.name for f in fields(Config)]
+    chosen: dict[str, object] = {}
+    for key, value in conf.items():
+        if key in _HOST_KEYS:
+            continue
+        if key not in known:
+            near = get_close_matches(key, known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"--conf {key}: unknown key, expected one of {', '.join(known)}{hint}")
+        try:
+            chosen[key] = _READERS[key](value.strip())
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(f"--conf {key}: {error}") from error
+    return Config(**chosen)  # type: ignore[arg-type]
+
+
+def _model(value: str) -> str:
+    if value not in BUILDERS:
+        raise ValueError(f"got {value!r}, expected one of {', '.join(BUILDERS)}")
+    return value
+
+
+def _file(value: str) -> Path:
+    path = Path(value).expanduser()
+    if not path.is_file():
+        raise ValueError(f"got {value!r}, expected an existing file")
+    return path
+
+
+def _count(value: str) -> int:
+    if not value.isascii() or not value.isdigit():
+        raise ValueError(f"got {value!r}, expected a whole number, zero or more")
+    return int(value)
+
+
+def _device(value: str) -> str:
+    device = torch.device(value)  # RuntimeError with the accepted kinds
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"got {value!r}, but torch finds no CUDA device here; expected 'cpu'")
+    return value
+
+
+def _fraction(value: str) -> float:
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"got {value!r}, expected a number from 0 to 1")
+    return number
+
+
+def _switch(value: str) -> bool:
+    if value.lower() not in ("true", "false"):
+        raise ValueError(f"got {value!r}, expected true or false")
+    return value.lower() == "true"
+
+
+def _names(value: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in value.split(",") if name.strip())
+    if not names:
+        raise ValueError(f"got {value!r}, expected names separated by commas")
+    return names
+
+
+_READERS = {
+    "model": _model,
+    "weights": _file,
+    "image_size": _count,
+    "decoder_dim": _count,
+    "device": _device,
+    "cache_bytes": _count,
+    "threads": _count,
+    "labels": _names,
+    "min_iou": _fraction,
+    "previous_mask": _switch,
+}

@@ -1,0 +1,254 @@
+"""The two models that viewers see, on one engine.
+
+``imis`` (deepgrow) takes clicks, boxes and text; ``imis_text`` (segmentation) takes names. These two types are what
+makes the right panels appear in both 3D Slicer and OHIF, and separate models keep OHIF from sending one panel's
+prompts to the other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from imis_net.embedding_cache import EmbeddingCache
+from imis_net.images import Volume, write_mask_nrrd
+from imis_net.prompts import ImageEmbedding, Prediction
+from imis_net.segmenter import TorchSegmenter
+from lib.request import Request, Target, classes_request, interactive_request
+from lib.sessions import PromptMemory
+from lib.volumes import VolumeCache
+
+logger = logging.getLogger(__name__)
+
+# Options that both viewers show as a table; they send "" (Slicer) or nothing (OHIF) while the user chose nothing.
+_OPTIONS = {"text": "", "slice": "", "window": ""}
+
+
+class Engine:
+    """What all models share: the segmenter and the caches that spare a second click the reading and the encoder."""
+
+    def __init__(self, segmenter: TorchSegmenter, cache_bytes: int) -> None:
+        self.segmenter = segmenter
+        self.volumes = VolumeCache(cache_bytes // 2)
+        self._embeddings = EmbeddingCache(cache_bytes // 2)
+        self._encoder = threading.Lock()  # one encoder run at a time bounds memory, whatever comes in
+
+    def embed(self, image: np.ndarray) -> tuple[ImageEmbedding, str, bool]:
+        """uint8 [H, W, 3] -> its embedding, its digest, and whether the encoder was spared.
+
+        The key is what the encoder sees: image, slice, axis and window at once, whatever name the image goes by.
+        """
+        digest = hashlib.blake2b(
+            image.data, digest_size=8, person=f"{image.shape[0]}x{image.shape[1]}".encode()
+        ).hexdigest()
+
+        def encode() -> ImageEmbedding:
+            with self._encoder:
+                return self.segmenter.encode_image(image)
+
+        embedding, is_hit = self._embeddings.get_or_encode(f"{digest}-{self.segmenter.encoder_digest}", encode)
+        return embedding, digest, is_hit
+
+    def warm_up(self) -> None:
+        """Run everything once, so that the first click does not pay for what torch sets up lazily."""
+        side = self.segmenter.image_size
+        request = interactive_request({"foreground": [[side // 2, side // 2, 0]]}, (side, side, 1), ())
+        embedding = self.segmenter.encode_image(np.zeros((side, side, 3), np.uint8))
+        self.segmenter.predict(embedding, request.targets[0].prompt)
+
+
+class Stopwatch:
+    """Milliseconds by stage; each lap counts from the one before."""
+
+    def __init__(self) -> None:
+        self.stages_ms: dict[str, float] = {}
+        self._start = self._last = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        now = time.perf_counter()
+        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1000 * (now - self._last)
+        self._last = now
+
+    def report(self) -> dict[str, float]:
+        total = 1000 * (time.perf_counter() - self._start)
+        return {stage: round(ms, 1) for stage, ms in (self.stages_ms | {"total": total}).items()}
+
+
+class _ImisTask(InferTask):
+    """One call: read -> slice -> encode (cached) -> predict -> a mask in the image's own grid."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        infer_type: InferType,
+        labels: Sequence[str] | dict[str, int],
+        description: str,
+        config: dict[str, object],
+        min_iou: float = 0.0,
+        memory: PromptMemory | None = None,
+    ) -> None:
+        # Dimension 3, although each mask is of one slice: at 2 Slicer sends its roi with the slice in millimetres and
+        # drops the clicks of other slices, and OHIF's panel fails without a foreground click.
+        super().__init__(infer_type, labels, dimension=3, description=description, config=config)
+        self.engine = engine
+        self.categories = tuple(labels)
+        self.min_iou = min_iou
+        self.memory = memory
+
+    def is_valid(self) -> bool:
+        return True
+
+    def parse(self, params: Mapping[str, object], shape: tuple[int, int, int]) -> Request:
+        raise NotImplementedError
+
+    def values(self, names: Sequence[str]) -> dict[str, int]:
+        """The voxel value of each target's name."""
+        raise NotImplementedError
+
+    def __call__(self, request: Mapping[str, object]) -> tuple[str, dict[str, object]]:
+        """A gzipped NRRD with a mask uint8 [I, J, K], and what there is to say about it.
+
+        Raises:
+            PromptError, ImageError: the caller's fault.
+        """
+        watch = Stopwatch()
+        volume = self.engine.volumes.read(Path(str(request["image"])))
+        watch.lap("read")
+        i, j, k = volume.array.shape[:3]
+        asked = self.parse(request, (i, j, k))
+        user = str(request.get("client_id") or request.get("session_id") or "")
+        answers: list[tuple[Target, Prediction]] = []
+        hits: list[bool] = []
+        for index in sorted({target.slice for target in asked.targets}):
+            targets = [target for target in asked.targets if target.slice == index]
+            predictions, is_hit = self._predict(volume, asked, index, targets, user, watch)
+            hits.append(is_hit)
+            answers += [(t, p) for t, p in zip(targets, predictions, strict=True) if self._is_kept(t, p)]
+        values = self.values([target.name for target, _ in answers])
+        mask = _painted(volume, asked.axis, answers, values)
+        path = _write(mask, volume)
+        watch.lap("write")
+        return path, {
+            "label_names": values,
+            "iou_prediction": max((p.iou_prediction for _, p in answers), default=0.0),
+            "iou_predictions": [
+                {"label": t.name, "slice": t.slice, "iou": round(p.iou_prediction, 4)} for t, p in answers
+            ],
+            "slice": asked.targets[-1].slice,
+            "axis": asked.axis,
+            "cache_hit": all(hits),
+            "latencies_ms": watch.report(),
+            "weights": self.engine.segmenter.weights_digest,
+        }
+
+    def _predict(
+        self, volume: Volume, asked: Request, index: int, targets: Sequence[Target], user: str, watch: Stopwatch
+    ) -> tuple[list[Prediction], bool]:
+        image = volume.slice_rgb(index, asked.axis, asked.window)
+        watch.lap("slice")
+        embedding, digest, is_hit = self.engine.embed(image)
+        watch.lap("encode")
+        prompts = [target.prompt for target in targets]
+        if self.memory:
+            keys = [(user, digest, target.name) for target in targets]
+            prompts = [self.memory.continued(key, prompt) for key, prompt in zip(keys, prompts, strict=True)]
+        predictions = self.engine.segmenter.predict_batch(embedding, prompts)
+        if self.memory:
+            for key, prompt, prediction in zip(keys, prompts, predictions, strict=True):
+                self.memory.remember(key, prompt, prediction)
+        watch.lap("predict")
+        _log(digest, index, asked.axis, targets, is_hit, watch)
+        return predictions, is_hit
+
+    def _is_kept(self, target: Target, prediction: Prediction) -> bool:
+        return not target.is_guess or (prediction.iou_prediction >= self.min_iou and bool(prediction.mask.any()))
+
+
+class InteractiveTask(_ImisTask):
+    """``imis``: clicks, a box, text, in any combination; values count from 1 in the request's order."""
+
+    def __init__(self, engine: Engine, labels: Sequence[str], memory: PromptMemory | None = None) -> None:
+        super().__init__(
+            engine,
+            InferType.DEEPGROW,
+            list(labels),
+            "Segments what you click, box or name, on one slice at a time",
+            {**_OPTIONS, "prompt": ["points", "box"]},
+            memory=memory,
+        )
+
+    def parse(self, params: Mapping[str, object], shape: tuple[int, int, int]) -> Request:
+        return interactive_request(params, shape, self.categories)
+
+    def values(self, names: Sequence[str]) -> dict[str, int]:
+        return {name: value for value, name in enumerate(dict.fromkeys(names), start=1)}
+
+
+class TextTask(_ImisTask):
+    """``imis_text``: names of targets, or every one the model knows; values are the indices shown in /info/."""
+
+    def __init__(self, engine: Engine, labels: Sequence[str], min_iou: float) -> None:
+        super().__init__(
+            engine,
+            InferType.SEGMENTATION,
+            {name: value for value, name in enumerate(labels, start=1)},
+            "Segments by name; with no name, every category that it is confident of, on the middle slice by default",
+            dict(_OPTIONS),
+            min_iou,
+        )
+
+    def parse(self, params: Mapping[str, object], shape: tuple[int, int, int]) -> Request:
+        asked = classes_request(params, shape, self.categories)
+        spelled = {name.lower(): name for name in self.categories}
+        targets = tuple(replace(t, name=spelled.get(t.name.lower(), t.name)) for t in asked.targets)
+        return replace(asked, targets=targets)
+
+    def values(self, names: Sequence[str]) -> dict[str, int]:
+        """Every label, since Slicer counts through the list; other names, of a model of free text, come after them."""
+        values = {name: value for value, name in enumerate(self.categories, start=1)}
+        for name in names:
+            values.setdefault(name, len(values) + 1)
+        return values
+
+
+def _painted(
+    volume: Volume, axis: int, answers: Sequence[tuple[Target, Prediction]], values: Mapping[str, int]
+) -> np.ndarray:
+    """uint8 [I, J, K], i fastest as in the file; where masks overlap the higher predicted IoU wins."""
+    mask = np.zeros(volume.array.shape[:3], np.uint8, order="F")
+    slices = np.moveaxis(mask, axis, -1)
+    for target, prediction in sorted(answers, key=lambda answer: answer[1].iou_prediction):
+        slices[..., target.slice].T[prediction.mask] = values[target.name]
+    return mask
+
+
+def _write(mask: np.ndarray, volume: Volume) -> str:
+    with tempfile.NamedTemporaryFile(suffix=".nrrd", delete=False) as file:
+        write_mask_nrrd(Path(file.name), mask, volume, compress_level=1)
+    return file.name
+
+
+def _log(digest: str, index: int, axis: int, targets: Sequence[Target], is_hit: bool, watch: Stopwatch) -> None:
+    """One line per slice that was prompted; no file name, no label, no text."""
+    prompts = [target.prompt for target in targets]
+    logger.info(
+        "image=%s axis=%d slice=%d targets=%d clicks=%d boxes=%d texts=%d cache_hit=%s %s",
+        digest,
+        axis,
+        index,
+        len(targets),
+        sum(p.num_clicks for p in prompts),
+        sum(p.box is not None for p in prompts),
+        sum(p.text is not None for p in prompts),
+        is_hit,
+        " ".join(f"{stage}={ms:.0f}ms" for stage, ms in watch.report().items()),
+    )

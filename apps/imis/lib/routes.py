@@ -1,0 +1,151 @@
+"""What the app changes in MONAI Label's HTTP interface, without touching its code.
+
+Its own endpoints run a model on the event loop, so that one click stops the whole server; they answer bad input with
+an opaque 500, read any file of the machine as an image, and write labels outside the study folder on request.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from urllib.parse import parse_qsl
+
+from fastapi import BackgroundTasks, Depends, FastAPI, File, Form, HTTPException, UploadFile
+from fastapi import Request as HttpRequest
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.endpoints import infer as stock
+from monailabel.endpoints.user.auth import RBAC
+from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
+from monailabel.utils.others.generic import remove_file
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from monailabel.interfaces.app import MONAILabelApp
+
+_NAMES = {"image", "id", "label", "tag", "session_id"}
+"""Query parameters that MONAI Label joins to a folder's path."""
+
+
+def install(server: FastAPI, app: Callable[[], MONAILabelApp]) -> None:
+    """Put our routes before the stock ones and make bad input a 4xx. Safe to call again, as on a reload."""
+    server.router.routes[:] = [r for r in server.router.routes if not getattr(r, "is_imis", False)]
+    user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
+    infer = APIRoute("/infer/{model}", _infer_endpoint(app), methods=["POST"], tags=["Infer"], dependencies=[user])
+    infer.is_imis = True  # type: ignore[attr-defined]
+    server.router.routes[:0] = [PathGuard(), infer]
+    server.add_exception_handler(MONAILabelException, _on_monailabel_error)
+    server.add_exception_handler(json.JSONDecodeError, _on_json_error)
+    server.middleware_stack = server.build_middleware_stack()  # handlers are read when it is built
+
+
+def checked_name(key: str, value: str) -> str:
+    """A name that stays inside the folder it is joined to.
+
+    Raises:
+        HTTPException: 422 for anything that walks: a separator, "..", a leading dot, a control character.
+    """
+    if not value.isprintable() or value.startswith(".") or ".." in value or any(c in value for c in "/\\"):
+        raise HTTPException(422, f"{key}: expected a name without path, got {value[:80]!r}")
+    return value
+
+
+class PathGuard(BaseRoute):
+    """Answers 422 in place of every endpoint when a name in the query is a path, before any body is read."""
+
+    is_imis = True
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["type"] == "http":
+            for key, value in parse_qsl(scope["query_string"].decode("latin-1")):
+                if key in _NAMES:
+                    try:
+                        checked_name(key, value)
+                    except HTTPException as error:
+                        return Match.FULL, {"imis_detail": error.detail}
+        return Match.NONE, {}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse({"detail": scope["imis_detail"]}, 422)(scope, receive, send)
+
+
+def _infer_endpoint(app: Callable[[], MONAILabelApp]) -> Callable[..., object]:
+    def infer(
+        background_tasks: BackgroundTasks,
+        model: str,
+        image: str = "",
+        session_id: str = "",
+        params: Annotated[str, Form()] = "{}",
+        file: Annotated[UploadFile | None, File()] = None,
+        output: stock.ResultType | None = None,
+    ) -> object:
+        """Segment. A plain function, which FastAPI runs in its thread pool: the server goes on answering."""
+        request = _json_object(params)
+        if output == stock.ResultType.dicom_seg:
+            _check_dicom_seg(app(), request)
+            return stock.run_inference(background_tasks, model, image, output=output, params=params)
+        # After the caller's keys, so that none of them can choose a file. A Path is one that this server wrote.
+        request["model"], request["session_id"] = model, session_id
+        request["image"] = _image(app(), image, session_id, file, background_tasks)
+        return stock.send_response(app().datastore(), app().infer(request), output, background_tasks)
+
+    return infer
+
+
+def _image(
+    app: MONAILabelApp, image: str, session_id: str, file: UploadFile | None, background_tasks: BackgroundTasks
+) -> str | Path:
+    if session_id:
+        session = app.sessions().get_session(checked_name("session_id", session_id)) if app.sessions() else None
+        if session is None:
+            raise HTTPException(404, f"session_id: no session {session_id!r}; it may have expired")
+        return Path(session.image)
+    if file is not None:
+        return _uploaded(file, background_tasks)
+    if not image:
+        raise HTTPException(422, "no image: expected an image id, a session_id or a file")
+    return image
+
+
+def _uploaded(file: UploadFile, background_tasks: BackgroundTasks) -> Path:
+    """The upload as a file with its own extension, which tells the format; removed after the answer."""
+    suffix = "".join(Path(file.filename or "").suffixes[-2:])[-16:]
+    with tempfile.NamedTemporaryFile(suffix=suffix, delete=False) as copy:
+        shutil.copyfileobj(file.file, copy)
+    background_tasks.add_task(remove_file, copy.name)
+    return Path(copy.name)
+
+
+def _json_object(text: str) -> dict[str, object]:
+    try:
+        value = json.loads(text or "{}")
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"params: expected a JSON object, got {text[:60]!r}: {error}") from error
+    if not isinstance(value, dict):
+        raise HTTPException(400, f"params: expected a JSON object, got {text[:60]!r}")
+    return value
+
+
+def _check_dicom_seg(app: MONAILabelApp, request: dict[str, object]) -> None:
+    if not isinstance(app.datastore(), DICOMWebDatastore):
+        raise HTTPException(422, "output dicom_seg: expected studies on a DICOMweb server, got a folder")
+    if not request.get("label_info"):
+        raise HTTPException(422, "output dicom_seg: expected label_info in params, got none")
+
+
+def _on_monailabel_error(request: HttpRequest, error: Exception) -> JSONResponse:
+    """The stock server's own findings, such as an unknown image or strategy: the caller's, with their words."""
+    assert isinstance(error, MONAILabelException)
+    is_broken = error.error in (MONAILabelError.SERVER_ERROR, MONAILabelError.UNKNOWN_ERROR)
+    return JSONResponse({"detail": error.msg}, 500 if is_broken else 404)
+
+
+def _on_json_error(request: HttpRequest, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": f"expected JSON: {error}"}, 400)

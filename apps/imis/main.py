@@ -1,0 +1,121 @@
+"""IMIS-Net as a MONAI Label app: ``monailabel start_server --app apps/imis --studies FOLDER``."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+
+# The library lives in the bundle, which need not be installed. MONAI Label loads this file by path.
+_BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "imis_net"
+if _BUNDLE.is_dir() and str(_BUNDLE) not in sys.path:
+    sys.path.insert(0, str(_BUNDLE))
+
+import torch  # noqa: E402
+from fastapi import HTTPException  # noqa: E402
+from monailabel.config import settings  # noqa: E402
+from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
+from monailabel.interfaces.datastore import Datastore, DefaultLabelTag  # noqa: E402
+from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
+
+from imis_net.categories import load_categories  # noqa: E402
+from imis_net.errors import ImageError, PromptError  # noqa: E402
+from imis_net.segmenter import load_segmenter  # noqa: E402
+
+# All of lib now: MONAI Label takes this folder off sys.path again once this file is loaded.
+from lib import routes  # noqa: E402
+from lib.config import read_config  # noqa: E402
+from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
+from lib.sessions import PromptMemory  # noqa: E402
+
+IMAGE_EXTENSIONS = ("nii.gz", "nii", "nrrd", "mha", "dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp")
+
+
+class ImisApp(MONAILabelApp):
+    """Two models on one network. A direct subclass: MONAI Label looks for the literal name of the base."""
+
+    def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
+        self.config = read_config(conf or {})
+        if self.config.threads:
+            torch.set_num_threads(self.config.threads)
+        _set_host_defaults()
+        super().__init__(
+            app_dir,
+            studies,
+            dict(conf or {}),
+            name="IMIS-Net",
+            description="Interactive medical image segmentation: click, box or name a target",
+            version="0.1.0",
+        )
+
+    def init_infers(self) -> dict[str, InferTask]:
+        config = self.config
+        segmenter = load_segmenter(config.model, config.weights, config.device, **config.architecture)
+        self.engine = Engine(segmenter, config.cache_bytes)
+        labels = config.labels or segmenter.known_texts or tuple(category.name for category in load_categories())
+        memory = PromptMemory() if config.previous_mask else None
+        return {
+            "imis": InteractiveTask(self.engine, labels, memory),
+            "imis_text": TextTask(self.engine, labels, config.min_iou),
+        }
+
+    def on_init_complete(self) -> None:
+        """Only the server gets here; the processes of background tasks do not."""
+        super().on_init_complete()
+        from monailabel.app import app as server  # it imports every endpoint, which only a server has loaded
+
+        routes.install(server, lambda: self)
+        threading.Thread(target=self.engine.warm_up, name="warm-up", daemon=True).start()
+
+    def infer(self, request: Mapping[str, object], datastore: Datastore | None = None) -> dict[str, object]:
+        """Run a model on an image of the datastore, or on a file that this server itself received (a ``Path``).
+
+        Raises:
+            HTTPException: 404 for a model or image that is not there, 422 for a prompt or image that cannot be used.
+        """
+        model = request.get("model")
+        task = self._infers.get(model)
+        if task is None:
+            raise HTTPException(404, f"unknown model: got {model!r}, expected one of {', '.join(self._infers)}")
+        datastore = datastore or self.datastore()
+        image = request.get("image")
+        path = image if isinstance(image, Path) else _find(datastore, image)
+        try:
+            file, params = task({**request, "image": str(path)})
+        except (PromptError, ImageError) as error:
+            raise HTTPException(422, str(error)) from error
+        tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
+        label = file
+        if request.get("save_label") and not isinstance(image, Path):
+            label = datastore.save_label(
+                image, file, routes.checked_name("label_tag", tag), {"model": model, "params": params}
+            )
+        return {"label": label, "tag": tag, "file": file, "params": params}
+
+
+def _find(datastore: Datastore, image: object) -> Path:
+    if not isinstance(image, str) or not image:
+        raise HTTPException(422, f"image: expected an image id, got {image!r}")
+    path = datastore.get_image_uri(routes.checked_name("image", image))
+    if not path or not os.path.exists(path):
+        raise HTTPException(404, f"unknown image: got {image!r}, expected an id from /datastore/?output=all")
+    return Path(path)
+
+
+def _set_host_defaults() -> None:
+    """Where MONAI Label's own defaults do not work or say too much, in this process and in the tasks it starts."""
+    if not settings.MONAI_LABEL_TRACKING_URI:  # MLflow refuses the default, a folder, and training would fail
+        _set_host("MONAI_LABEL_TRACKING_ENABLED", False)
+    _set_host("MONAI_LABEL_AUTO_UPDATE_SCORING", False)  # there is no scoring method yet
+    if type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default == settings.MONAI_LABEL_DATASTORE_FILE_EXT:
+        _set_host("MONAI_LABEL_DATASTORE_FILE_EXT", [f"*.{extension}" for extension in IMAGE_EXTENSIONS])
+    logging.getLogger("monailabel").setLevel(logging.WARNING)  # it logs file names, which may name a patient
+
+
+def _set_host(key: str, value: object) -> None:
+    setattr(settings, key, value)
+    os.environ[key] = json.dumps(value)

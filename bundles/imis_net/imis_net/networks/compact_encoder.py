@@ -1,0 +1,47 @@
+"""A small convolutional image encoder: EfficientNet-Lite0 with a feature pyramid.
+
+Source: EfficientNet-Lite0 as timm defines it (arXiv 1905.11946); feature pyramid after arXiv 1612.03144.
+"""
+
+from __future__ import annotations
+
+import timm
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from imis_net.networks.layers import LayerNorm2d
+
+
+CHANNELS = (24, 40, 112, 320)
+"""EfficientNet-Lite0's at strides 4, 8, 16 and 32."""
+
+
+class CompactImageEncoder(nn.Module):
+    """[B, 3, S, S] -> [B, C, S/16, S/16], [B, C/4, S/8, S/8], [B, C/8, S/4, S/4]."""
+
+    def __init__(self, out_dim: int) -> None:
+        super().__init__()
+        self.trunk = timm.create_model(
+            "efficientnet_lite0", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4), bn_eps=1e-3
+        )
+        dim4, dim8, dim16, dim32 = CHANNELS
+        self.lateral_32 = nn.Conv2d(dim32, out_dim, 1)
+        self.lateral_16 = nn.Conv2d(dim16, out_dim, 1)
+        self.lateral_8 = nn.Conv2d(dim8, out_dim // 4, 1)
+        self.lateral_4 = nn.Conv2d(dim4, out_dim // 8, 1)
+        self.neck = nn.Sequential(
+            LayerNorm2d(out_dim), nn.GELU(), nn.Conv2d(out_dim, out_dim, 3, padding=1, bias=False), LayerNorm2d(out_dim)
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        at_4, at_8, at_16, at_32 = self.trunk(images)
+        coarse = F.interpolate(self.lateral_32(at_32), size=at_16.shape[-2:], mode="bilinear", align_corners=False)
+        return self.neck(coarse + self.lateral_16(at_16)), self.lateral_8(at_8), self.lateral_4(at_4)
+
+    def train(self, mode: bool = True) -> CompactImageEncoder:
+        """Batch statistics stay ImageNet's: batches of a few images would estimate them badly."""
+        super().train(mode)
+        for module in self.trunk.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        return self

@@ -1,0 +1,134 @@
+"""Image embedding and prompt embeddings to mask logits, predicted IoU and category embeddings.
+
+Source: Segment Anything, section 3 "Mask decoder", widened; semantic tokens and the text's mask term are IMIS-Net's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from imis_net.networks.layers import MLP, LayerNorm2d
+from imis_net.networks.two_way_transformer import TwoWayTransformer
+
+NUM_MASK_TOKENS = 4
+"""One for unambiguous prompts and three for ambiguous ones; callers take the best of the three."""
+
+
+@dataclass(frozen=True)
+class MaskPrediction:
+    """The decoder's outputs for B targets.
+
+    Attributes:
+        low_res_masks: logits [B, 4, S/4, S/4].
+        iou_predictions: [B, 4].
+        semantic_embeddings: [B, 4, 512].
+        tokens: [B, 9 + N, C] and
+        src: [B, (S/16)^2, C], the two-way transformer's outputs.
+    """
+
+    low_res_masks: Tensor
+    iou_predictions: Tensor
+    semantic_embeddings: Tensor
+    tokens: Tensor
+    src: Tensor
+
+    def best(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the three ambiguity-aware masks the one with the highest predicted IoU.
+
+        Returns:
+            logits [B, 1, S/4, S/4], predicted IoU [B], index of the mask token [B] in 1..3.
+        """
+        index = self.iou_predictions[:, 1:].argmax(dim=1) + 1
+        rows = torch.arange(index.shape[0], device=index.device)
+        return self.low_res_masks[rows, index][:, None], self.iou_predictions[rows, index], index
+
+
+class RefineBlock(nn.Module):
+    """Residual 3x3 convolutions; lets finer features and drawn prompts meet at their own resolution."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            LayerNorm2d(dim), nn.Conv2d(dim, dim, 3, padding=1), nn.GELU(), nn.Conv2d(dim, dim, 3, padding=1)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class MaskDecoder(nn.Module):
+    def __init__(
+        self, embed_dim: int, semantic_dim: int = 512, mlp_dim: int = 2048, use_fine_features: bool = False
+    ) -> None:
+        """``use_fine_features``: the image encoder and the prompt encoder also give maps at S/8 and S/4, which are
+        added while the masks are upscaled."""
+        super().__init__()
+        dim8, dim4 = embed_dim // 4, embed_dim // 8
+        self.transformer = TwoWayTransformer(embed_dim, mlp_dim=mlp_dim)
+        self.iou_token = nn.Embedding(1, embed_dim)
+        self.mask_tokens = nn.Embedding(NUM_MASK_TOKENS, embed_dim)
+        self.semantic_tokens = nn.Embedding(NUM_MASK_TOKENS, embed_dim)
+        self.output_upscaling = nn.Sequential(
+            nn.ConvTranspose2d(embed_dim, dim8, kernel_size=2, stride=2),
+            LayerNorm2d(dim8),
+            nn.GELU(),
+            nn.ConvTranspose2d(dim8, dim4, kernel_size=2, stride=2),
+            nn.GELU(),
+        )
+        self.refine = nn.ModuleList([RefineBlock(dim8), RefineBlock(dim4)]) if use_fine_features else None
+        self.output_hypernetworks_mlps = nn.ModuleList(MLP(embed_dim, embed_dim, dim4) for _ in range(NUM_MASK_TOKENS))
+        self.text_output = nn.Linear(embed_dim, dim4)
+        self.iou_prediction_head = MLP(embed_dim, 256, NUM_MASK_TOKENS)
+        self.semantic_prediction_head = MLP(embed_dim, 256, semantic_dim)
+
+    def forward(
+        self,
+        features: tuple[Tensor, ...],
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: tuple[Tensor, ...],
+        text: Tensor | None,
+    ) -> MaskPrediction:
+        """Predict masks for B targets of one image.
+
+        Args:
+            features: the image embedding [1, C, S/16, S/16], then finer maps where used; one image for all targets,
+                or a batch of B where target b belongs to image b.
+            image_pe: [1, C, S/16, S/16].
+            sparse: [B, N, C].
+            dense: [B or 1, C, S/16, S/16], then finer maps where used.
+            text: projected text embedding [B, C] or None.
+        """
+        own = torch.cat([self.iou_token.weight, self.mask_tokens.weight, self.semantic_tokens.weight])
+        tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
+        side = features[0].shape[-1]
+        tokens, src = self.transformer(features[0] + dense[0], image_pe, tokens)
+        iou_token, mask_tokens, semantic_tokens, _ = tokens.split(
+            [1, NUM_MASK_TOKENS, NUM_MASK_TOKENS, tokens.shape[1] - 1 - 2 * NUM_MASK_TOKENS], dim=1
+        )
+        upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
+        weights = torch.stack(
+            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)], dim=1
+        )
+        if text is not None:
+            weights = weights + self.text_output(text)[:, None]
+        flat = rearrange(upscaled, "b c h w -> b c (h w)")
+        return MaskPrediction(
+            low_res_masks=rearrange(weights @ flat, "b m (h w) -> b m h w", h=4 * side),
+            iou_predictions=self.iou_prediction_head(iou_token[:, 0]),
+            semantic_embeddings=self.semantic_prediction_head(semantic_tokens),
+            tokens=tokens,
+            src=src,
+        )
+
+    def _upscale(self, src: Tensor, fine: tuple[Tensor, ...], fine_dense: tuple[Tensor, ...]) -> Tensor:
+        """[B, C, S/16, S/16] -> [B, C/8, S/4, S/4]."""
+        if self.refine is None:
+            return self.output_upscaling(src)
+        to_8, norm, act, to_4, act_4 = self.output_upscaling
+        at_8 = self.refine[0](act(norm(to_8(src) + fine[0] + fine_dense[0])))
+        return act_4(self.refine[1](to_4(at_8) + fine[1] + fine_dense[1]))

@@ -1,0 +1,178 @@
+"""Encode an image once, predict as many masks as there are prompts: the contract, and its torch implementation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from imis_net import transforms
+from imis_net.checkpoint import load_weights
+from imis_net.errors import CheckpointError, PromptError
+from imis_net.networks.build import BUILDERS
+from imis_net.networks.imis_net import IMISNet
+from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+
+BUNDLE_DIR = Path(__file__).resolve().parents[1]
+DEFAULT_MODEL = "imis_net_compact"
+
+
+class Segmenter(Protocol):
+    """Anything that can be prompted. Holds no state between calls, so that users cannot disturb one another."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model frame in pixels."""
+
+    @property
+    def encoder_digest(self) -> str:
+        """Identifies what makes the embeddings; equal digests, interchangeable embeddings."""
+
+    @property
+    def known_texts(self) -> tuple[str, ...] | None:
+        """The names that a text prompt may be, None where any text is understood, () where text is not."""
+
+    def encode_image(self, image: np.ndarray) -> ImageEmbedding:
+        """uint8 RGB [H, W, 3] -> embedding; slow, once per image.
+
+        Raises:
+            ImageError: not such an image.
+        """
+
+    def predict(self, embedding: ImageEmbedding, prompt: Prompt) -> Prediction:
+        """One target; fast, once per click.
+
+        Raises:
+            PromptError: a prompt that does not fit the image or the network.
+        """
+
+    def predict_batch(self, embedding: ImageEmbedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        """Several targets of one image, in the prompts' order."""
+
+
+class TorchSegmenter:
+    """The contract on an ``IMISNet``. Safe to call from several threads."""
+
+    def __init__(self, network: IMISNet, device: str | torch.device = "cpu") -> None:
+        self.network = network.to(device).eval()
+        self.device = torch.device(device)
+        # The reference's nearest stretching for IMIS-Net; a network of our own is trained and served bilinearly.
+        self.resize_mode = resize_mode(network)
+        self.encoder_digest = _digest(network.image_encoder, self.resize_mode, str(network.image_size))
+        self.weights_digest = _digest(network, self.encoder_digest)
+
+    @property
+    def image_size(self) -> int:
+        return self.network.image_size
+
+    @property
+    def known_texts(self) -> tuple[str, ...] | None:
+        return self.network.known_texts
+
+    @torch.inference_mode()
+    def encode_image(self, image: np.ndarray) -> ImageEmbedding:
+        pixels = transforms.to_model_frame(image, self.image_size, self.resize_mode).to(self.device)
+        features = self.network.encode_image((pixels - self.network.pixel_mean) / self.network.pixel_std)
+        return ImageEmbedding(tuple(features), (image.shape[0], image.shape[1]), self.encoder_digest)
+
+    def predict(self, embedding: ImageEmbedding, prompt: Prompt) -> Prediction:
+        return self.predict_batch(embedding, [prompt])[0]
+
+    @torch.inference_mode()
+    def predict_batch(self, embedding: ImageEmbedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        if embedding.encoder_digest != self.encoder_digest:
+            raise PromptError("image embedding was made by another encoder; encode the image again")
+        height, width = embedding.original_size
+        groups: dict[tuple[object, ...], list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            prompt.check_inside(height, width)
+            groups[_kind(prompt)].append(i)
+        predictions: dict[int, Prediction] = {}
+        # Only prompts of one kind and number of clicks share a call: padding would change the masks.
+        for members in groups.values():
+            answers = self._predict_alike(embedding, [prompts[i] for i in members])
+            predictions.update(zip(members, answers, strict=True))
+        return [predictions[i] for i in range(len(prompts))]
+
+    def _predict_alike(self, embedding: ImageEmbedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        size = embedding.original_size
+        output = self.network.predict_masks(embedding.features, **self._tensors(prompts, size))
+        low_res, iou, index = output.best()
+        masks = (transforms.logits_to_original(low_res, size, self.image_size) > 0)[:, 0].cpu().numpy()
+        rows = torch.arange(len(prompts))
+        semantic = output.semantic_embeddings[rows, index].cpu().numpy()
+        return [
+            Prediction(masks[b], float(iou[b].clamp(0, 1)), low_res[b, 0].cpu().numpy(), semantic[b])
+            for b in range(len(prompts))
+        ]
+
+    def _tensors(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> dict[str, torch.Tensor | None]:
+        """Alike prompts as the network's arguments, in the model frame."""
+        side = self.image_size
+        coords = self._stacked([p.point_coords for p in prompts])
+        boxes = self._stacked([p.box for p in prompts])
+        masks = self._stacked([p.low_res_mask for p in prompts])
+        texts = [p.text for p in prompts if p.text is not None]
+        if masks is not None and masks.shape[1:] != (side // 4, side // 4):
+            raise PromptError(f"previous mask: expected {[side // 4] * 2}, got {list(masks.shape[1:])}")
+        return {
+            "point_coords": None if coords is None else transforms.points_to_model_frame(coords, size, side),
+            "point_labels": self._stacked([p.point_labels for p in prompts]),
+            "boxes": None if boxes is None else transforms.box_to_model_frame(boxes, size, side),
+            "text": self.network.encode_text(texts) if texts else None,
+            "low_res_masks": None if masks is None else masks[:, None],
+        }
+
+    def _stacked(self, arrays: Sequence[np.ndarray | None]) -> torch.Tensor | None:
+        """Alike prompts have a part all or none."""
+        given = [a for a in arrays if a is not None]
+        return torch.from_numpy(np.stack(given)).to(self.device) if given else None
+
+
+def resize_mode(network: IMISNet) -> str:
+    """How a network's images are brought to the model frame, in training and serving alike."""
+    return "bilinear" if network.name == DEFAULT_MODEL else "nearest"
+
+
+def load_segmenter(
+    name: str = DEFAULT_MODEL, weights: Path | str | None = None, device: str = "cpu", **architecture: int
+) -> TorchSegmenter:
+    """A model by name with its weights.
+
+    Args:
+        name: a key of ``networks.build.BUILDERS``.
+        weights: a safetensors file; by default ``models/<name>.safetensors`` of the bundle.
+        architecture: passed to the builder, such as ``image_size`` or ``decoder_dim``.
+
+    Raises:
+        CheckpointError: unknown name, no such file, or a file that does not fit.
+    """
+    if name not in BUILDERS:
+        raise CheckpointError(f"unknown model: got {name!r}, expected one of {', '.join(BUILDERS)}")
+    path = Path(weights) if weights else BUNDLE_DIR / "models" / f"{name}.safetensors"
+    if not path.is_file():
+        raise CheckpointError(
+            f"no weights for {name}: expected a file {path.name} in {path.parent.name}/; "
+            "convert published ones with scripts/convert_checkpoint.py"
+        )
+    network = BUILDERS[name](**architecture)
+    load_weights(network, path)
+    return TorchSegmenter(network, device)
+
+
+def _kind(prompt: Prompt) -> tuple[object, ...]:
+    return (prompt.num_clicks, prompt.box is None, prompt.text is None, prompt.low_res_mask is None)
+
+
+def _digest(module: nn.Module, *facts: str) -> str:
+    digest = hashlib.sha256("|".join(facts).encode())
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,142 @@
+"""Random views of a record: crops, flips and intensities that widen a few hundred images to many scanners.
+
+Source: intensity ideas from SynthSeg (arXiv 2107.09559) and nnU-Net; everything is drawn from one numpy generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a view lies in its record, and how it is flipped.
+
+    Attributes:
+        top, left, height, width: the crop in record pixels; may reach beyond the image, which is then padded with 0.
+        flips: rows flipped, columns flipped, rows and columns swapped.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flips: tuple[bool, bool, bool] = (False, False, False)
+
+    @property
+    def keeps_sides(self) -> bool:
+        """Whether left is still left, so that a name such as "left kidney" still holds."""
+        return not any(self.flips)
+
+    def apply(self, array: np.ndarray) -> np.ndarray:
+        """[H, W, ...] -> the crop, [height, width, ...] (or its transpose)."""
+        height, width = array.shape[:2]
+        before = max(0, -self.top), max(0, -self.left)
+        after = max(0, self.top + self.height - height), max(0, self.left + self.width - width)
+        top, left = self.top + before[0], self.left + before[1]
+        if any(before) or any(after):
+            pads = [(before[0], after[0]), (before[1], after[1])] + [(0, 0)] * (array.ndim - 2)
+            array = np.pad(array, pads)
+        crop = array[top : top + self.height, left : left + self.width]
+        if self.flips[0]:
+            crop = crop[::-1]
+        if self.flips[1]:
+            crop = crop[:, ::-1]
+        return np.ascontiguousarray(crop.swapaxes(0, 1) if self.flips[2] else crop)
+
+
+def whole_view(shape: tuple[int, ...]) -> View:
+    return View(0, 0, shape[0], shape[1])
+
+
+def random_view(
+    shape: tuple[int, ...],
+    focus: np.ndarray,
+    min_scale: float,
+    max_scale: float,
+    flip_probability: float,
+    rng: np.random.Generator,
+) -> View:
+    """A square crop of ``scale`` times the longer side that contains a pixel of ``focus`` (bool [H, W], not empty)."""
+    scale = np.exp(rng.uniform(np.log(min_scale), np.log(max_scale)))
+    side = max(32, int(round(max(shape[:2]) * scale)))
+    y, x = np.nonzero(focus)
+    i = rng.integers(len(x))
+    top = int(y[i] - rng.integers(side // 6, side - side // 6))
+    left = int(x[i] - rng.integers(side // 6, side - side // 6))
+    if side >= max(shape[:2]):  # a wider view needs no choice: centre it, roughly
+        top = -int(rng.integers(0, side - shape[0] + 1))
+        left = -int(rng.integers(0, side - shape[1] + 1))
+    flips = (False, False, False)
+    if rng.random() < flip_probability:
+        flips = (bool(rng.random() < 0.5), bool(rng.random() < 0.5), bool(rng.random() < 0.5))
+    return View(top, left, side, side, flips)
+
+
+def resize_image(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> float32 [side, side, 3] on 0..255, antialiased."""
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
+    pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    return pixels[0].permute(1, 2, 0).numpy()
+
+
+def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
+    """bool [H, W] -> bool [side, side]."""
+    if mask.shape == (side, side):
+        return mask
+    soft = torch.from_numpy(mask)[None, None].float()
+    return (F.interpolate(soft, size=(side, side), mode="bilinear", align_corners=False)[0, 0] > 0.5).numpy()
+
+
+def resize_labels(label_map: np.ndarray, side: int) -> np.ndarray:
+    """uint16 [H, W] -> uint16 [side, side], the nearest pixel."""
+    rows, columns = ((np.arange(side) + 0.5) * (n / side) for n in label_map.shape)
+    return label_map[rows.astype(int)][:, columns.astype(int)]
+
+
+def random_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float32 [S, S, 3] on 0..255 -> the same with another scanner's contrast."""
+    x = image / 255.0
+    if rng.random() < 0.5:  # a window: part of the range stretched to all of it
+        low, high = rng.uniform(0, 0.35), rng.uniform(0.5, 1.0)
+        x = np.clip((x - low) / (high - low), 0, 1)
+    if rng.random() < 0.5:
+        x = x ** np.exp(rng.uniform(-0.7, 0.7))
+    if rng.random() < 0.15:
+        x = 1 - x
+    if rng.random() < 0.25:
+        x = x * _bias_field(x.shape[0], rng)
+    if rng.random() < 0.2:
+        x = ndimage.gaussian_filter(x, (s := rng.uniform(0.3, 1.5), s, 0))
+    if rng.random() < 0.3:
+        x = x + rng.normal(0, rng.uniform(0.005, 0.08), x.shape[:2])[..., None]
+    if rng.random() < 0.5:
+        x = x * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)
+    if rng.random() < 0.1:  # stains and endoscopes are coloured
+        x = x * rng.uniform(0.6, 1.2, (1, 1, 3))
+    return (np.clip(x, 0, 1) * 255).astype(np.float32)
+
+
+def synthetic_contrast(label_map: np.ndarray, background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Paint a real label map with random grey values and texture: uint16 [S, S], float32 [S, S, 3] -> the latter."""
+    values = rng.uniform(0, 255, int(label_map.max()) + 1).astype(np.float32)
+    textures = rng.uniform(0, 25, len(values)).astype(np.float32)
+    noise = ndimage.gaussian_filter(rng.normal(0, 1, label_map.shape).astype(np.float32), rng.uniform(0, 2))
+    noise /= noise.std() + 1e-6
+    painted = values[label_map] + textures[label_map] * noise
+    share = rng.uniform(0.3, 1.0)
+    kept = background.mean(-1)
+    painted = np.where(label_map > 0, share * painted + (1 - share) * kept, kept)
+    painted = ndimage.gaussian_filter(painted, rng.uniform(0.3, 1.2))
+    return np.repeat(np.clip(painted, 0, 255)[..., None], 3, axis=2).astype(np.float32)
+
+
+def _bias_field(side: int, rng: np.random.Generator) -> np.ndarray:
+    coarse = torch.from_numpy(rng.uniform(0.6, 1.3, (1, 1, 4, 4)).astype(np.float32))
+    field = F.interpolate(coarse, size=(side, side), mode="bicubic", align_corners=True)
+    return field[0, 0].numpy()[..., None]

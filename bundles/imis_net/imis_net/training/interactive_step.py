@@ -1,0 +1,143 @@
+"""One training step's interaction with one image: encode once, then a first prompt and K corrective rounds.
+
+Source: IMIS-Net (arXiv 2411.12814), section 4.2, simulated continuous interaction. IMIS-Bench's trainer detaches the
+embedding and replaces the click embeddings' parameters, so that neck and clicks never learn; here both do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from imis_net.errors import DatasetError
+from imis_net.losses import InteractiveLoss
+from imis_net.networks.imis_net import IMISNet
+from imis_net.simulation import correction_click, jittered_box, random_click
+
+
+@dataclass(frozen=True)
+class InteractionPolicy:
+    """How the simulated annotator begins and goes on.
+
+    Attributes:
+        first_prompts: name -> weight; a name joins ``click``, ``box`` and ``text`` by ``+``.
+        num_rounds: K, corrective rounds after the first prompt.
+        keep_clicks: send all clicks so far with each round, as the viewers do; otherwise only the new one.
+        mask_probability: chance of a round to get the previous mask as a prompt.
+        max_offset_px: the box's jitter per side.
+    """
+
+    first_prompts: dict[str, float]
+    num_rounds: int = 8
+    keep_clicks: bool = False
+    mask_probability: float = 1.0
+    max_offset_px: int = 5
+
+    def draw_first(self, rng: np.random.Generator, with_text: bool) -> set[str]:
+        names = [n for n in self.first_prompts if with_text or "text" not in n.split("+")]
+        weights = np.array([self.first_prompts[n] for n in names], float)
+        return set(str(rng.choice(names, p=weights / weights.sum())).split("+"))
+
+
+@dataclass
+class InteractiveStep:
+    """Computes the loss of one image's targets over all rounds, and each round's mean Dice."""
+
+    network: IMISNet
+    policy: InteractionPolicy
+    loss: InteractiveLoss
+
+    def __call__(
+        self,
+        features: tuple[Tensor, ...],
+        targets: Tensor,
+        texts: Sequence[str] | None,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, list[float]]:
+        """Interact with one image.
+
+        Args:
+            features: the encoder's output for it, batch axis 1.
+            targets: bool [B, S, S], none empty.
+            texts: the B targets' names, or None where not all have one that the network knows.
+
+        Returns:
+            the loss, mean over rounds, and the mean Dice after each round.
+        """
+        if not targets.flatten(1).any(1).all():
+            raise DatasetError("empty target: a training target needs at least one pixel")
+        truth = targets.cpu().numpy()
+        truth_float = targets[:, None].to(features[0].dtype)
+        prompt = self._first_prompt(truth, texts, rng, features[0].device)
+        losses, dices = [], []
+        for round_index in range(self.policy.num_rounds + 1):
+            output = self.network.predict_masks(features, **prompt)
+            low_res, iou = output.low_res_masks.float(), output.iou_predictions.float()
+            losses.append(self.loss(low_res, iou, truth_float))
+            best = low_res[torch.arange(len(iou)), iou[:, 1:].argmax(1) + 1][:, None].detach()
+            predicted = self._at_full_size(best)
+            dices.append(_mean_dice(predicted, truth))
+            if round_index < self.policy.num_rounds:
+                prompt = self._next_prompt(prompt, best, predicted, truth, rng)
+        return torch.stack(losses).mean(), dices
+
+    def _at_full_size(self, low_res: Tensor) -> np.ndarray:
+        side = self.network.image_size
+        full = F.interpolate(low_res, size=(side, side), mode="bilinear", align_corners=False)
+        return (full[:, 0] > 0).cpu().numpy()
+
+    def _first_prompt(
+        self, truth: np.ndarray, texts: Sequence[str] | None, rng: np.random.Generator, device: torch.device
+    ) -> dict[str, Tensor | None]:
+        kinds = self.policy.draw_first(rng, with_text=texts is not None)
+        prompt: dict[str, Tensor | None] = dict.fromkeys(
+            ("point_coords", "point_labels", "boxes", "text", "low_res_masks")
+        )
+        if "click" in kinds:
+            clicks = np.stack([random_click(t, rng) for t in truth])[:, None]
+            prompt["point_coords"] = torch.from_numpy(clicks).to(device)
+            prompt["point_labels"] = torch.ones(len(truth), 1, dtype=torch.long, device=device)
+        if "box" in kinds:
+            boxes = np.stack([jittered_box(t, rng, self.policy.max_offset_px) for t in truth])
+            prompt["boxes"] = torch.from_numpy(boxes).to(device)
+        if "text" in kinds and texts is not None:
+            prompt["text"] = self.network.encode_text(texts)
+        return prompt
+
+    def _next_prompt(
+        self,
+        prompt: dict[str, Tensor | None],
+        best: Tensor,
+        predicted: np.ndarray,
+        truth: np.ndarray,
+        rng: np.random.Generator,
+    ) -> dict[str, Tensor | None]:
+        coords, labels = [], []
+        for mask, target in zip(predicted, truth, strict=True):
+            # A perfect mask gets a confirming click, so that all targets have equally many.
+            xy, label = correction_click(mask, target, rng) or (random_click(target, rng), 1)
+            coords.append(xy)
+            labels.append(label)
+        new_coords = torch.from_numpy(np.stack(coords)[:, None]).to(best.device)
+        new_labels = torch.tensor(labels, device=best.device)[:, None]
+        if self.policy.keep_clicks and prompt["point_coords"] is not None and prompt["point_labels"] is not None:
+            new_coords = torch.cat([prompt["point_coords"], new_coords], dim=1)
+            new_labels = torch.cat([prompt["point_labels"], new_labels], dim=1)
+        keep_mask = rng.random() < self.policy.mask_probability
+        return {
+            "point_coords": new_coords,
+            "point_labels": new_labels,
+            "boxes": prompt["boxes"] if self.policy.keep_clicks else None,
+            "text": prompt["text"] if self.policy.keep_clicks else None,
+            "low_res_masks": best if keep_mask else None,
+        }
+
+
+def _mean_dice(predicted: np.ndarray, truth: np.ndarray) -> float:
+    overlap = (predicted & truth).sum((1, 2))
+    return float((2 * overlap / (predicted.sum((1, 2)) + truth.sum((1, 2)))).mean())

@@ -1,0 +1,101 @@
+"""lib.infer on the real network with random weights: grids, caches, label values."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from imis_net.images import read_volume
+from imis_net.networks.build import COMPACT_CATEGORIES, imis_net_compact
+from imis_net.prompts import Prediction, Prompt
+from imis_net.segmenter import TorchSegmenter
+from lib.infer import Engine, InteractiveTask, TextTask, _painted
+from lib.request import Target
+from lib.sessions import PromptMemory
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    torch.manual_seed(0)
+    return Engine(TorchSegmenter(imis_net_compact()), 200_000_000)
+
+
+@pytest.fixture(scope="module")
+def volume(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """60 x 50 x 4 voxels (i, j, k) of noise, 8 bit."""
+    path = tmp_path_factory.mktemp("volume") / "v.nii.gz"
+    array = np.random.default_rng(0).integers(0, 255, (4, 50, 60), dtype=np.uint8)
+    sitk.WriteImage(sitk.GetImageFromArray(array), path)
+    return path
+
+
+def _segment(task: InteractiveTask | TextTask, image: Path, **params: object) -> tuple[np.ndarray, dict]:
+    file, report = task({"image": str(image), **params})
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(file))
+    Path(file).unlink()
+    return mask, report
+
+
+def test_a_mask_lands_on_the_clicked_slice_of_any_axis(engine: Engine, volume: Path) -> None:
+    """Breaks when the plane is painted transposed or on another slice. Array order is k, j, i."""
+    task = InteractiveTask(engine, COMPACT_CATEGORIES)
+    for axis, kept in ((2, np.s_[1]), (1, np.s_[:, 20]), (0, np.s_[:, :, 33])):
+        mask, report = _segment(task, volume, foreground=[[33, 20, 1]], axis=axis)
+        assert mask.shape == (4, 50, 60)
+        assert report["axis"] == axis
+        inside = mask[kept].copy()
+        mask[kept] = 0
+        assert not mask.any()
+        assert inside.size > 0
+
+
+def test_only_what_the_encoder_sees_decides_about_encoding(engine: Engine, volume: Path) -> None:
+    """Breaks when another prompt encodes again, or another slice or window is served a stale embedding."""
+    task = InteractiveTask(engine, COMPACT_CATEGORIES)
+    _, first = _segment(task, volume, foreground=[[3, 2, 3]])
+    _, again = _segment(task, volume, text="liver", slice=3)
+    _, slice_ = _segment(task, volume, foreground=[[3, 2, 2]])
+    _, window = _segment(task, volume, foreground=[[3, 2, 3]], window="100,50")
+    assert [r["cache_hit"] for r in (first, again, slice_, window)] == [False, True, False, False]
+
+
+def test_classes_come_back_at_their_index_whatever_the_spelling(engine: Engine, volume: Path) -> None:
+    """Breaks when OHIF, which matches voxels with /info/ labels, would colour another organ."""
+    task = TextTask(engine, COMPACT_CATEGORIES, min_iou=0.0)
+    index = COMPACT_CATEGORIES.index("aorta") + 1
+    mask, report = _segment(task, volume, text="Aorta", slice=0)
+    assert task.info()["labels"]["aorta"] == report["label_names"]["aorta"] == index
+    assert set(np.unique(mask)) <= {0, index}
+
+
+def test_a_guessed_category_needs_confidence(engine: Engine, volume: Path) -> None:
+    """Breaks when the automatic run paints organs that the network itself does not believe in."""
+    mask, report = _segment(TextTask(engine, COMPACT_CATEGORIES, min_iou=1.0), volume)
+    assert not mask.any()
+    assert report["iou_predictions"] == []
+
+
+def test_the_previous_mask_is_used_only_for_what_adds_to_it(engine: Engine, volume: Path) -> None:
+    """Breaks when the memory is never asked, or an independent click starts from the last mask."""
+    plain, remembering = (InteractiveTask(engine, COMPACT_CATEGORIES, m) for m in (None, PromptMemory()))
+    first, second = [[3, 2, 3]], [[3, 2, 3], [40, 30, 3]]
+    _segment(remembering, volume, foreground=first, label="a")
+    _, refined = _segment(remembering, volume, foreground=second, label="a")
+    _, other = _segment(remembering, volume, foreground=second, label="b")
+    _, expected = _segment(plain, volume, foreground=second, label="b")
+    assert other["iou_prediction"] == expected["iou_prediction"] != refined["iou_prediction"]
+
+
+def test_where_masks_overlap_the_surer_one_wins(volume: Path) -> None:
+    """Breaks when the order of labels decides about shared pixels."""
+    everywhere = np.ones((50, 60), bool)
+    low_res = np.zeros((4, 4), np.float32)
+    target = Target("a", 1, Prompt(text="a")), Target("b", 1, Prompt(text="b"))
+    answers = [(target[0], Prediction(everywhere, 0.9, low_res)), (target[1], Prediction(everywhere, 0.3, low_res))]
+    mask = _painted(read_volume(volume), 2, answers, {"a": 1, "b": 2})
+    assert (mask[:, :, 1] == 1).all()
+    assert not mask[:, :, [0, 2, 3]].any()
