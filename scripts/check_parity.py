@@ -2,8 +2,8 @@
 
     python scripts/check_parity.py --golden DIR [--only NAME]
 
-Weights are drawn by the golden set's recipe under the official checkpoint's names and go through the key map that loads
-official checkpoints. One line per case with its largest error; exit status 1 if anything is missing or out of tolerance.
+Weights are drawn by the golden set's recipe under the official checkpoint's names and go through the key map that
+loads official checkpoints. One line per case with its largest error; exit status 1 if anything is missing or out of tolerance.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ class SceneChecker:
             full = self._predictor()
         else:
             full = self._scene_arrays()
-        return {key: value for key, value in _sampled(full, golden)}
+        return dict(_sampled(full, golden))
 
     def _scene_arrays(self) -> Arrays:
         arrays = dict(self.stages)
@@ -123,15 +123,14 @@ class SceneChecker:
 
     def _recorded_stages(self) -> _Recorder:
         encoder = self.network.image_encoder
-        assert isinstance(encoder.trunk, nn.Module) and isinstance(encoder.neck, nn.Sequential)
-        trunk = encoder.trunk
+        trunk, neck = encoder.get_submodule("trunk"), encoder.get_submodule("neck")
         recorder = _Recorder(self.stages)
         recorder.output("stage.patch_embed", trunk.get_submodule("patch_embed"))
         blocks = list(trunk.get_submodule("blocks").children())
         recorder.input("stage.after_pos_embed", blocks[0])
         for i, block in enumerate(blocks):
             recorder.output(f"stage.block{i:02d}", block)
-        for i, layer in enumerate(encoder.neck):
+        for i, layer in enumerate(neck.children()):
             recorder.output(f"stage.neck{i}", layer)
         return recorder
 
@@ -216,8 +215,9 @@ class SceneChecker:
         logits = F.interpolate(low_res, size=(side, side), mode="bilinear", align_corners=False)
         truth = torch.zeros_like(logits)
         q = side // 8
-        for b, (rows, columns) in enumerate((((q, 3 * q), (2 * q, 5 * q)), ((4 * q, 7 * q), (q, 2 * q)),
-                                             ((5 * q, 6 * q), (5 * q, 8 * q)))):
+        for b, (rows, columns) in enumerate(
+            (((q, 3 * q), (2 * q, 5 * q)), ((4 * q, 7 * q), (q, 2 * q)), ((5 * q, 6 * q), (5 * q, 8 * q)))
+        ):
             truth[b, 0, slice(*rows), slice(*columns)] = 1
         got = reference_loss(logits, truth, iou_predictions)
         got["total"].backward()
@@ -225,7 +225,9 @@ class SceneChecker:
         masks, target = (logits > 0).numpy()[:, 0], truth.numpy()[:, 0] > 0
         for name, metric in (("dice_per_mask", dice), ("iou_per_mask", iou)):
             values = [metric(m, t) for m, t in zip(masks, target, strict=True)]
-            results += [_close(f"{name}.{i}", v, w, 0, 1e-4) for i, (v, w) in enumerate(zip(values, want[name], strict=True))]
+            results += [
+                _close(f"{name}.{i}", v, w, 0, 1e-4) for i, (v, w) in enumerate(zip(values, want[name], strict=True))
+            ]
         return results + self._check_gradients(want)
 
     def _check_gradients(self, want: dict) -> list[tuple[str, bool, str, float]]:

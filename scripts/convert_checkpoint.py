@@ -1,11 +1,12 @@
 """Convert published weights to this project's layout.
 
-    python scripts/convert_checkpoint.py --from imis-bench IMISNet-B.pth --out bundles/imis_net/models/imis_net_vit_b.safetensors
+    cd bundles/imis_net/models
+    python ../../../scripts/convert_checkpoint.py --from imis-bench IMISNet-B.pth --out imis_net_vit_b.safetensors
 
 imis-bench fills the whole network, its own text tower included (it is not OpenAI's). sam, medsam and sam-med2d fill the
 image encoder's trunk, and with --decoder-dim 256 also the neck, the prompt encoder and what SAM's decoder has; the rest
-keeps fresh weights, to be trained, and is listed. Prints one JSON report. Exit status 2, with the list on standard error
-and nothing written, if keys are missing or do not fit.
+keeps fresh weights, to be trained, and is listed. Prints one JSON report. Exit status 2, with the list on standard
+error and nothing written, if keys are missing or do not fit.
 """
 
 from __future__ import annotations
@@ -70,9 +71,16 @@ def run(args: argparse.Namespace) -> dict:
         wrong_shape=report.wrong_shape,
     )
     if fatal.problems():
-        raise CheckpointError(f"{args.input.name} is not a {args.layout} checkpoint for {args.arch}\n{fatal.problems()}")
+        raise CheckpointError(
+            f"{args.input.name} is not a {args.layout} checkpoint for {args.arch}\n{fatal.problems()}"
+        )
     source = sha256(args.input)
-    metadata = {"architecture": args.arch, "decoder_dim": str(args.decoder_dim), "layout": args.layout, "source": source}
+    metadata = {
+        "architecture": args.arch,
+        "decoder_dim": str(args.decoder_dim),
+        "layout": args.layout,
+        "source": source,
+    }
     save_weights(network, args.out, metadata)
     return {
         "loaded": len(report.loaded),

@@ -88,7 +88,8 @@ class ImisApp(MONAILabelApp):
             file, params = task({**request, "image": str(path)})
         except (PromptError, ImageError) as error:
             raise HTTPException(422, str(error)) from error
-        tag = str(request.get("label_tag") or DefaultLabelTag.ORIGINAL.value)
+        given = request.get("label_tag") or DefaultLabelTag.ORIGINAL
+        tag = str(given.value if isinstance(given, DefaultLabelTag) else given)
         label = file
         if request.get("save_label") and not isinstance(image, Path):
             label = datastore.save_label(
@@ -113,7 +114,8 @@ def _set_host_defaults() -> None:
     _set_host("MONAI_LABEL_AUTO_UPDATE_SCORING", False)  # there is no scoring method yet
     if type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default == settings.MONAI_LABEL_DATASTORE_FILE_EXT:
         _set_host("MONAI_LABEL_DATASTORE_FILE_EXT", [f"*.{extension}" for extension in IMAGE_EXTENSIONS])
-    logging.getLogger("monailabel").setLevel(logging.WARNING)  # it logs file names, which may name a patient
+    for name in ("monailabel", "__main__"):  # the latter is its command, for the server and for each task
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log file names, which may name a patient
 
 
 def _set_host(key: str, value: object) -> None:

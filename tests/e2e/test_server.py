@@ -20,6 +20,7 @@ import requests
 import SimpleITK as sitk
 from monailabel.client import MONAILabelClient
 from PIL import Image
+from pydicom.data import get_testdata_file
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -296,18 +297,20 @@ def test_the_stock_endpoints_findings_are_4xx_too(server: Server) -> None:
     assert requests.post(f"{server.url}/activelearning/crystal_ball", json={}, timeout=30).status_code == 404
 
 
-def test_an_upload_is_segmented_without_being_kept(server: Server) -> None:
-    """Breaks when a file sent with the click is not read, or stays in the studies."""
+@pytest.mark.parametrize("name", ["scan.nii.gz", "CT_small.dcm"])
+def test_an_upload_is_segmented_without_being_kept(server: Server, name: str) -> None:
+    """Breaks when a file sent with the click is not read in its format, or stays in the studies."""
     before = _tree(server.studies)
+    source = SAMPLES / f"{CT}.nii.gz" if name == "scan.nii.gz" else Path(get_testdata_file(name))
     answer = requests.post(
         f"{server.url}/infer/imis",
-        params={"output": "json"},
-        data={"params": json.dumps({"foreground": [CLICK]})},
-        files={"file": ("scan.nii.gz", (SAMPLES / f"{CT}.nii.gz").read_bytes())},
+        params={"output": "image"},
+        data={"params": json.dumps({"foreground": [[60, 50, 0]]})},
+        files={"file": (name, source.read_bytes())},
         timeout=60,
     )
-    assert answer.status_code == 200
-    assert answer.json()["cache_hit"] is True
+    assert answer.status_code == 200, answer.text
+    assert _read(answer.content, server.log.parent).shape == sitk.GetArrayFromImage(sitk.ReadImage(source)).shape
     assert _tree(server.studies) == before
 
 
@@ -332,6 +335,23 @@ def test_a_slicer_users_way(server: Server, tmp_path: Path) -> None:
     file, _ = client.infer("imis", "", {"label": "liver", "foreground": [click], **options}, session_id=session)
     assert sitk.ReadImage(file).GetSize() == (512, 512, 1)
     client.remove_session(session)
+
+
+def test_a_batch_runs_in_its_own_process_and_saves_labels(server: Server) -> None:
+    """Breaks when the app cannot start outside the server, or a batch's tag becomes a wrong folder."""
+    answer = requests.post(
+        f"{server.url}/batch/infer/imis_text",
+        params={"images": "labeled"},
+        json={"multi_gpu": False, "device": "cpu", "text": "aorta"},
+        timeout=60,
+    )
+    assert answer.status_code == 200
+    saved = server.studies / "labels" / "original" / "abdomen_ct_4.nrrd"
+    for _ in range(180):
+        if saved.is_file():
+            break
+        time.sleep(1)
+    assert sitk.ReadImage(saved).GetSize() == (512, 512, 1)
 
 
 def test_the_log_has_a_line_per_click_and_no_names(server: Server) -> None:

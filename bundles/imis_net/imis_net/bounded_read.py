@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import io
 import os
 from math import prod
 from pathlib import Path
-from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -21,13 +21,13 @@ MAX_DEFLATE_RATIO = 1032
 _CHUNK_BYTES = 2**24
 
 
-def open_maybe_gzip(path: Path) -> tuple[BinaryIO, int]:
+def open_maybe_gzip(path: Path) -> tuple[io.BufferedIOBase, int]:
     """The file's bytes, unpacked if it is gzip, and how many there can be at most."""
     size = os.path.getsize(path)
     file = path.open("rb")
     if file.read(2) == b"\x1f\x8b":
         file.close()
-        return cast(BinaryIO, gzip.open(path)), size * MAX_DEFLATE_RATIO
+        return gzip.GzipFile(path), size * MAX_DEFLATE_RATIO
     file.seek(0)
     return file, size
 
@@ -48,18 +48,18 @@ def checked_num_bytes(shape: tuple[int, ...], item_bytes: int, available: int) -
     return claimed
 
 
-def read_array(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def read_array(stream: io.BufferedIOBase, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """[shape], first index fastest, in native byte order; the caller has checked its size.
 
     Raises:
         ImageError: the stream ends before.
     """
     raw = np.empty(prod(shape) * dtype.itemsize, np.uint8)
-    view, position = memoryview(raw), 0
-    while position < len(raw):
-        count = stream.readinto(view[position : position + _CHUNK_BYTES])  # type: ignore[attr-defined]
+    view, position = raw.data, 0
+    while position < raw.size:
+        count = stream.readinto(view[position : position + _CHUNK_BYTES])
         if not count:
-            raise ImageError(f"truncated: size {_text(shape)} takes {len(raw)} bytes, the file ends after {position}")
+            raise ImageError(f"truncated: size {_text(shape)} takes {raw.size} bytes, the file ends after {position}")
         position += count
     return raw.view(dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
 

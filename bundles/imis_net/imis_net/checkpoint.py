@@ -77,7 +77,9 @@ def _read_pytorch(path: Path) -> dict:
         with torch.serialization.safe_globals([argparse.Namespace]):  # train.py keeps its arguments beside the weights
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a bad file, and UnpicklingError for a refused one
-        raise CheckpointError(f"{path.name}: refused or unreadable ({str(error).splitlines()[0][:200]})") from error
+        raise CheckpointError(
+            f"{path.name}: refused or unreadable ({type(error).__name__}: {str(error)[:200]})"
+        ) from error
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path.name}: expected a dictionary of tensors, got {type(content).__name__}")
     return dict(content)

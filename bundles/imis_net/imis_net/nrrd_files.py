@@ -61,7 +61,7 @@ def read_nrrd(path: Path) -> Volume:
         held = size - head.tell()
         checked_num_bytes(shape, dtype.itemsize, held * MAX_DEFLATE_RATIO if is_gzip else held)
         file.seek(head.tell())
-        array = read_array(gzip.GzipFile(fileobj=file) if is_gzip else file, shape, dtype)  # type: ignore[arg-type]
+        array = read_array(gzip.GzipFile(fileobj=file) if is_gzip else file, shape, dtype)
     axes = _spatial_axes(shape, [str(kind).lower() for kind in header.get("kinds", [])])
     if len(axes) < len(shape):
         array = _as_colour(array, axes)
@@ -136,8 +136,7 @@ def _as_colour(array: np.ndarray, axes: list[int]) -> np.ndarray:
     (channel,) = set(range(array.ndim)) - set(axes)
     if array.shape[channel] not in (3, 4) or array.dtype != np.uint8:
         raise ImageError(f"{array.shape[channel]} values of {array.dtype} per voxel: expected one, or uint8 RGB")
-    array = np.moveaxis(array, channel, -1)[..., :3]
-    return array[:, :, None] if len(axes) == 2 else array
+    return np.moveaxis(array, channel, -1)[..., :3]
 
 
 def _has_spacing(header: dict) -> bool:

@@ -1,18 +1,23 @@
 """DICOM: a single file (also multi-frame), or a folder with the files of one series.
 
-pydicom reads the tags, on which everything is checked first; SimpleITK (GDCM) decodes the pixels of any transfer
-syntax, applies rescale slope and intercept and palettes.
+pydicom reads the tags, on which everything is checked first, and copies what makes the picture into a clean file.
+SimpleITK (GDCM) decodes that one: pixels of any transfer syntax, palettes, rescale slope and intercept. Given the file
+itself, GDCM answers a few changed bytes in it with gigabytes and many seconds.
 """
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.dataset import FileMetaDataset
+from pydicom.encaps import encapsulate, generate_pixel_data_frame
 from pydicom.errors import InvalidDicomError
 from pydicom.filereader import read_file_meta_info
 from pydicom.uid import (
@@ -20,6 +25,8 @@ from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    generate_uid,
 )
 
 from imis_net.bounded_read import MAX_DEFLATE_RATIO, MAX_IMAGE_BYTES, checked_num_bytes
@@ -35,20 +42,40 @@ MAX_COMPRESSION_RATIO = 2000
 _RAW_SYNTAXES = (ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian)
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 _TAGS = (
-    "Rows",
-    "Columns",
-    "NumberOfFrames",
-    "SamplesPerPixel",
-    "BitsAllocated",
-    "PhotometricInterpretation",
+    "SOPClassUID",
     "Modality",
     "SeriesInstanceUID",
+    "SliceThickness",
+    "SpacingBetweenSlices",
+    "ImagerPixelSpacing",
     "ImagePositionPatient",
     "ImageOrientationPatient",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "FrameIncrementPointer",
+    "Rows",
+    "Columns",
     "PixelSpacing",
-    "ImagerPixelSpacing",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "RescaleIntercept",
+    "RescaleSlope",
+    "RedPaletteColorLookupTableDescriptor",
+    "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor",
+    "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData",
+    "GridFrameOffsetVector",
+    "DoseGridScaling",
     "SharedFunctionalGroupsSequence",
+    "PerFrameFunctionalGroupsSequence",
 )
+"""Everything that the pixels and the geometry follow from; nothing that names a patient."""
 
 sitk.ProcessObject.GlobalWarningDisplayOff()  # on stderr, and with paths in them
 
@@ -68,7 +95,10 @@ def read_dicom_file(path: Path) -> Volume:
     tags = _read_tags(path)
     if tags is None:
         raise ImageError("DICOM without an image: expected a file with pixels")
-    return _as_volume(sitk.ReadImage(str(path), imageIO="GDCMImageIO"), tags.dataset)
+    with tempfile.TemporaryDirectory() as folder:
+        return _as_volume(
+            sitk.ReadImage(_clean_copy(tags, Path(folder) / "0.dcm"), imageIO="GDCMImageIO"), tags.dataset
+        )
 
 
 def read_dicom_series(folder: Path) -> Volume:
@@ -86,8 +116,9 @@ def read_dicom_series(folder: Path) -> Volume:
     ordered = _sorted_by_position(slices)
     reader = sitk.ImageSeriesReader()
     reader.SetImageIO("GDCMImageIO")
-    reader.SetFileNames([str(s.path) for s in ordered])
-    return _as_volume(reader.Execute(), ordered[0].dataset)
+    with tempfile.TemporaryDirectory() as name:
+        reader.SetFileNames([_clean_copy(s, Path(name) / f"{k}.dcm") for k, s in enumerate(ordered)])
+        return _as_volume(reader.Execute(), ordered[0].dataset)
 
 
 def _read_tags(path: Path) -> _Tags | None:
@@ -102,11 +133,42 @@ def _read_tags(path: Path) -> _Tags | None:
     frames, samples = int(dataset.get("NumberOfFrames") or 1), int(dataset.get("SamplesPerPixel") or 1)
     bits = int(dataset.get("BitsAllocated") or 8)
     shape = (int(dataset.Columns), int(dataset.Rows), frames, samples)
-    is_raw = syntax in _RAW_SYNTAXES and bits >= 8
-    available = size if is_raw else 2**20 + size * MAX_COMPRESSION_RATIO
-    if dataset.get("PhotometricInterpretation") in ("YBR_FULL_422", "YBR_PARTIAL_422"):
-        available = available * 3 // 2  # two pixels share their colour
-    return _Tags(path, dataset, checked_num_bytes(shape, max(bits // 8, 1), available))
+    available = size if syntax in _RAW_SYNTAXES else 2**20 + size * MAX_COMPRESSION_RATIO
+    # 1 bit in SEG; in YBR 4:2:2 two pixels share their colour.
+    is_shared = str(dataset.get("PhotometricInterpretation")).endswith("_422")
+    held_bytes = -(-prod(shape) * bits // (12 if is_shared else 8))
+    checked_num_bytes(shape, max(bits // 8, 1), max(available, available * prod(shape) // max(held_bytes, 1)))
+    return _Tags(path, dataset, held_bytes)
+
+
+def _clean_copy(tags: _Tags, target: Path) -> str:
+    """The same image in a file of pydicom's making, with whole pixel data; returns the name for SimpleITK.
+
+    Raises:
+        ImageError: fewer pixels or frames than the tags promise.
+    """
+    dataset = pydicom.dcmread(tags.path, specific_tags=[*_TAGS, "PixelData"])
+    if "PixelData" not in dataset:
+        raise ImageError("DICOM without pixels of whole numbers: expected PixelData")
+    syntax = dataset.file_meta.get("TransferSyntaxUID", ImplicitVRLittleEndian)
+    if syntax.is_encapsulated:
+        num_frames = int(dataset.get("NumberOfFrames") or 1)
+        frames = [bytes(frame) for frame in generate_pixel_data_frame(dataset.PixelData, num_frames)]
+        if len(frames) != num_frames:
+            raise ImageError(f"{num_frames} frames promised, {len(frames)} found")
+        dataset.PixelData = encapsulate(frames, has_bot=False)
+    elif len(dataset.PixelData) < tags.num_bytes:
+        raise ImageError(f"truncated: {tags.num_bytes} bytes of pixels promised, {len(dataset.PixelData)} found")
+    meta = FileMetaDataset()
+    # pydicom has unpacked deflated data by now.
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian if syntax == DeflatedExplicitVRLittleEndian else syntax
+    meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID") or SecondaryCaptureImageStorage
+    meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
+    dataset.file_meta = meta
+    dataset.is_implicit_VR = meta.TransferSyntaxUID == ImplicitVRLittleEndian
+    dataset.is_little_endian = meta.TransferSyntaxUID != ExplicitVRBigEndian
+    dataset.save_as(target, write_like_original=False)
+    return str(target)
 
 
 def _one_series(folder: Path) -> list[_Tags]:

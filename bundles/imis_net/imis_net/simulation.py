@@ -54,7 +54,9 @@ def _ordered(low: float, high: float, size: int) -> tuple[float, float]:
     return low, min(max(high, low + 1.0), size - 1.0)
 
 
-def correction_click(predicted: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, int] | None:
+def correction_click(
+    predicted: np.ndarray, target: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, int] | None:
     """A random click in the error region: ((x, y), 1 where foreground was missed or 0 where it was too much).
 
     None where there is no error left.

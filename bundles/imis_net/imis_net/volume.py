@@ -20,8 +20,8 @@ Window = tuple[float, float]
 """(center, width) in the image's own unit, HU for CT."""
 
 CT_WINDOW: Window = (40.0, 400.0)
-"""-160 to 240 HU, the usual soft tissue window: what public 2D sets of CT, and so the training images, were made with.
-Lung and bone want another, which the caller may give."""
+"""-160 to 240 HU, the usual soft tissue window, in which most targets (organs, vessels, tumours) differ from what is
+around them. Lung and bone want another, which the caller may give."""
 
 HOUNSFIELD_MINIMUM = (-8192.0, -500.0)
 """The least value of a CT in HU lies here: it holds air (-1000) or a scanner's padding (-1024, -2048, -3024)."""
@@ -136,7 +136,7 @@ class Volume:
             raise ImageError(f"slice: expected a whole number, got {index!r}") from error
         if not 0 <= position < count:
             raise ImageError(f"no such slice: got {position}, expected 0 to {count - 1} on axis {axis}")
-        return self.array.take(position, axis=axis)
+        return self.array[(slice(None),) * axis + (position,)]  # a view; take() would copy the volume
 
 
 def _checked_axis(axis: int) -> int:

@@ -59,8 +59,15 @@ def evaluate(
             for round_index in range(num_rounds + 1):
                 prediction = segmenter.predict(embedding, prompt)
                 yield Score(
-                    record.case, record.source, record.modality, name, strategy, round_index, int(truth.sum()),
-                    dice(prediction.mask, truth), prediction.iou_prediction,
+                    record.case,
+                    record.source,
+                    record.modality,
+                    name,
+                    strategy,
+                    round_index,
+                    int(truth.sum()),
+                    dice(prediction.mask, truth),
+                    prediction.iou_prediction,
                 )
                 click = correction_click(prediction.mask, truth, rng)
                 if click is not None and round_index < num_rounds:

@@ -11,7 +11,6 @@ from torch.nn import functional as F
 
 from imis_net.networks.layers import LayerNorm2d
 
-
 CHANNELS = (24, 40, 112, 320)
 """EfficientNet-Lite0's at strides 4, 8, 16 and 32."""
 

@@ -54,7 +54,7 @@ class DensePromptEncoder(nn.Module):
         low_res_masks: Tensor | None,
         num_targets: int,
     ) -> Tensor:
-        """[B, 8, S/4, S/4]: foreground and background clicks (narrow, wide), box, its ellipse, mask, is there a mask."""
+        """[B, 8, S/4, S/4]: clicks on and off the target (narrow, wide), box, its ellipse, mask, is there one."""
         side = self.mask_side
         like = next(self.parameters())
         zeros = like.new_zeros(num_targets, 1, side, side)

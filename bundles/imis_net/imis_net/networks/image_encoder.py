@@ -47,7 +47,7 @@ class ViTTrunk(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.patch_embed(images)
+        x: Tensor = self.patch_embed(images)
         x = x + self._position(x.shape[1])
         for block in self.blocks:
             x = block(x)
@@ -56,7 +56,7 @@ class ViTTrunk(nn.Module):
     def _position(self, side: int) -> Tensor:
         if side == PRETRAINED_SIDE:
             return self.pos_embed
-        table = rearrange(self.pos_embed, "1 h w c -> 1 c h w")
+        table: Tensor = rearrange(self.pos_embed, "1 h w c -> 1 c h w")
         table = F.interpolate(table, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
         return rearrange(table, "1 c h w -> 1 h w c")
 

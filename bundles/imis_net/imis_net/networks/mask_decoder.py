@@ -112,7 +112,8 @@ class MaskDecoder(nn.Module):
         )
         upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
         weights = torch.stack(
-            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)], dim=1
+            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)],
+            dim=1,
         )
         if text is not None:
             weights = weights + self.text_output(text)[:, None]

@@ -62,7 +62,9 @@ class ClipTextEncoder(TextEncoder):
         for sentence, text in zip(sentences, texts, strict=True):
             num_tokens = len(self._tokenizer.encode(sentence)) + 2
             if num_tokens > CONTEXT_LENGTH:
-                raise PromptError(f"text too long: got {num_tokens} tokens ({text[:40]!r}...), at most {CONTEXT_LENGTH}")
+                raise PromptError(
+                    f"text too long: got {num_tokens} tokens ({text[:40]!r}...), at most {CONTEXT_LENGTH}"
+                )
         return self._tokenizer(sentences)
 
 

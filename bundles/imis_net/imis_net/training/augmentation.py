@@ -64,7 +64,7 @@ def random_view(
 ) -> View:
     """A square crop of ``scale`` times the longer side that contains a pixel of ``focus`` (bool [H, W], not empty)."""
     scale = np.exp(rng.uniform(np.log(min_scale), np.log(max_scale)))
-    side = max(32, int(round(max(shape[:2]) * scale)))
+    side = max(32, round(max(shape[:2]) * scale))
     y, x = np.nonzero(focus)
     i = rng.integers(len(x))
     top = int(y[i] - rng.integers(side // 6, side - side // 6))

@@ -81,9 +81,7 @@ class Sampler:
         if len(values) == 0:
             return None
         focus = focus_map == rng.choice(values)
-        view = random_view(
-            record.image.shape, focus, self.min_scale, self.max_scale, self.flip_probability, rng
-        )
+        view = random_view(record.image.shape, focus, self.min_scale, self.max_scale, self.flip_probability, rng)
         image = resize_image(view.apply(record.image), self.image_size)
         views = [(view.apply(label_map), names) for label_map, names in maps]
         named = [(crop, int(v), names.get(int(v), "")) for crop, names in views for v in self._large_enough(crop)]

@@ -79,9 +79,7 @@ class Trainer:
 
     def run(self) -> float:
         """Train; returns the best validation Dice (mean of box and click)."""
-        check_patients(
-            [r for s in self.stages for r in s.sampler.records], self.validation
-        )
+        check_patients([r for s in self.stages for r in s.sampler.records], self.validation)
         self.out_dir.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
         weights: dict[str, Tensor] | None = None
