@@ -3,7 +3,8 @@
     python scripts/check_parity.py --golden DIR [--only NAME]
 
 Weights are drawn by the golden set's recipe under the official checkpoint's names and go through the key map that
-loads official checkpoints. One line per case with its largest error; exit status 1 if anything is missing or out of tolerance.
+loads official checkpoints. One line per case with its largest error; exit status 1 if anything is missing or out of
+tolerance.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag  # noqa: E402
 from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
 
+from imis_net import __version__  # noqa: E402
 from imis_net.categories import load_categories  # noqa: E402
 from imis_net.errors import ImageError, PromptError  # noqa: E402
 from imis_net.segmenter import load_segmenter  # noqa: E402
@@ -49,7 +50,7 @@ class ImisApp(MONAILabelApp):
             dict(conf or {}),
             name="IMIS-Net",
             description="Interactive medical image segmentation: click, box or name a target",
-            version="0.1.0",
+            version=__version__,
         )
 
     def init_infers(self) -> dict[str, InferTask]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,9 +40,9 @@ def evaluate(
     num_rounds: int = 0,
     seed: int = 0,
     use_previous_mask: bool = False,
-    on_image: Callable[[], None] | None = None,
+    min_pixels: int = 1,
 ) -> Iterator[Score]:
-    """Score every target of every record after each of ``1 + num_rounds`` rounds.
+    """Score every target of at least ``min_pixels`` of every record after each of ``1 + num_rounds`` rounds.
 
     Each target has a generator of its own, seeded by its name, so that scores do not depend on what else is run.
     Targets whose text the segmenter does not know are left out of the text strategies.
@@ -51,7 +51,7 @@ def evaluate(
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
     for record in records:
         embedding = segmenter.encode_image(record.image)
-        for i, (name, truth) in enumerate(record.masks()):
+        for i, (name, truth) in enumerate(record.masks(min_pixels)):
             if "text" in strategy and not _knows(segmenter, name):
                 continue
             rng = np.random.default_rng([seed, zlib.crc32(f"{record.case}|{i}|{name}".encode())])
@@ -72,8 +72,6 @@ def evaluate(
                 click = correction_click(prediction.mask, truth, rng)
                 if click is not None and round_index < num_rounds:
                     prompt = _with_click(prompt, *click, prediction.low_res_mask if use_previous_mask else None)
-        if on_image is not None:
-            on_image()
 
 
 def first_prompt(truth: np.ndarray, text: str, strategy: str, rng: np.random.Generator) -> Prompt:

@@ -50,7 +50,7 @@ class Record:
 
 
 def read_index(
-    root: Path, subsets: Sequence[str | None], exclude_sources: Sequence[str] = (), slice_step: int = 6
+    root: Path | str, subsets: Sequence[str | None], exclude_sources: Sequence[str] = (), slice_step: int = 6
 ) -> list[Record]:
     """Records of an ``index.json`` layout.
 
@@ -63,6 +63,7 @@ def read_index(
     Raises:
         DatasetError: no readable index.json, or no record left.
     """
+    root = Path(root)
     try:
         cases = json.loads((root / "index.json").read_text())["cases"]
     except (OSError, ValueError, KeyError) as error:

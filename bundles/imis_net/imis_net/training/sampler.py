@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -41,13 +41,12 @@ class Sampler:
             for dense interactive masks where there are none.
         synthetic_probability: share of examples repainted from their label map.
         min_scale, max_scale: a view's side relative to the image's longer side.
-        frame_share: the example's S as a share of the served S, so that a smaller frame shows a crop at true scale.
     """
 
     records: Sequence[Record]
     image_size: int
     num_targets: int
-    known_texts: frozenset[str]
+    known_texts: Collection[str]
     weights: dict[str, float] = field(default_factory=dict)
     region_probability: float = 0.2
     synthetic_probability: float = 0.1

@@ -69,7 +69,7 @@ class Trainer:
     build: Callable[..., IMISNet]
     stages: Sequence[Stage]
     validation: Sequence[Record]
-    out_dir: Path
+    out_dir: Path | str
     initialise: Callable[[IMISNet], None] | None = None
     trunk_rate: float = 0.3
     weight_decay: float = 0.01
@@ -77,10 +77,14 @@ class Trainer:
     seed: int = 0
     _best: float = field(default=-1.0, init=False)
 
+    @property
+    def _out(self) -> Path:
+        return Path(self.out_dir)
+
     def run(self) -> float:
         """Train; returns the best validation Dice (mean of box and click)."""
         check_patients([r for s in self.stages for r in s.sampler.records], self.validation)
-        self.out_dir.mkdir(parents=True, exist_ok=True)
+        self._out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
         weights: dict[str, Tensor] | None = None
         for index, stage in enumerate(self.stages):
@@ -163,15 +167,15 @@ class Trainer:
             "train_dice": float(np.mean([d[-1] for _, d in recent])),
             **{f"val_{k}": round(v, 4) for k, v in scores.items()},
         }
-        with (self.out_dir / "log.jsonl").open("a") as file:
+        with (self._out / "log.jsonl").open("a") as file:
             file.write(json.dumps(entry) + "\n")
         log.info("%s", entry)
         metadata = {"architecture": served.name, "validation": json.dumps(scores)}
-        save_weights(served, self.out_dir / "last.safetensors", metadata)
+        save_weights(served, self._out / "last.safetensors", metadata)
         score = float(np.mean([scores["box"], scores["click"]]))
         if score > self._best:
             self._best = score
-            save_weights(served, self.out_dir / "best.safetensors", metadata)
+            save_weights(served, self._out / "best.safetensors", metadata)
 
 
 def check_patients(training: Sequence[Record], validation: Sequence[Record]) -> None:
