@@ -70,6 +70,9 @@ _TAGS = (
     "RedPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableData",
     "BluePaletteColorLookupTableData",
+    "SegmentedRedPaletteColorLookupTableData",
+    "SegmentedGreenPaletteColorLookupTableData",
+    "SegmentedBluePaletteColorLookupTableData",
     "GridFrameOffsetVector",
     "DoseGridScaling",
     "SharedFunctionalGroupsSequence",
@@ -165,6 +168,7 @@ def _clean_copy(tags: _Tags, target: Path) -> str:
     meta.MediaStorageSOPClassUID = dataset.get("SOPClassUID") or SecondaryCaptureImageStorage
     meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = generate_uid()
     dataset.file_meta = meta
+    dataset.decode()  # elements are read lazily: those never looked at would be copied byte by byte
     dataset.is_implicit_VR = meta.TransferSyntaxUID == ImplicitVRLittleEndian
     dataset.is_little_endian = meta.TransferSyntaxUID != ExplicitVRBigEndian
     dataset.save_as(target, write_like_original=False)

@@ -1,0 +1,100 @@
+"""One training step's interaction: encoded once, corrected K times, everything that should learn does."""
+
+import numpy as np
+import pytest
+import torch
+
+from imis_net.errors import DatasetError
+from imis_net.losses import InteractiveLoss
+from imis_net.networks.build import imis_net_compact
+from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
+
+SIDE = 64
+
+
+@pytest.fixture(scope="module")
+def network():
+    torch.manual_seed(0)
+    return imis_net_compact(image_size=SIDE).train()
+
+
+@pytest.fixture
+def targets() -> torch.Tensor:
+    targets = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
+    targets[0, 10:30, 5:40] = True
+    targets[1, 40:60, 40:60] = True
+    return targets
+
+
+def run(network, targets, texts=None, **policy):
+    prompts = []
+    original = network.predict_masks
+
+    def recorded(features, **prompt):
+        prompts.append(prompt)
+        return original(features, **prompt)
+
+    network.predict_masks = recorded
+    try:
+        encoded = network.encode_image(torch.randn(1, 3, SIDE, SIDE))
+        step = InteractiveStep(network, InteractionPolicy(**policy), InteractiveLoss())
+        loss, dices = step(encoded, targets, texts, np.random.default_rng(0))
+    finally:
+        del network.predict_masks
+    return loss, dices, prompts
+
+
+def test_image_is_encoded_once_for_all_rounds(network, targets):
+    """Breaks if a corrective round encodes the image again."""
+    runs = []
+    handle = network.image_encoder.register_forward_hook(lambda *_: runs.append(1))
+    _, dices, prompts = run(network, targets, first_prompts={"click": 1.0}, num_rounds=8)
+    handle.remove()
+    assert len(runs) == 1
+    assert len(dices) == len(prompts) == 9
+
+
+@pytest.mark.parametrize(("keep_clicks", "expected"), [(True, [1, 2, 3]), (False, [1, 1, 1])])
+def test_clicks_add_up_only_when_asked(network, targets, keep_clicks, expected):
+    """Breaks if the viewers' way (all clicks each time) and the paper's (new click and mask) are mixed up."""
+    _, _, prompts = run(network, targets, first_prompts={"click": 1.0}, num_rounds=2, keep_clicks=keep_clicks)
+    assert [p["point_coords"].shape[1] for p in prompts] == expected
+
+
+@pytest.mark.parametrize(("probability", "has_mask"), [(1.0, True), (0.0, False)])
+def test_previous_mask_is_fed_back(network, targets, probability, has_mask):
+    """Breaks if the previous low-res mask is not a prompt of the next round."""
+    _, _, prompts = run(network, targets, first_prompts={"box": 1.0}, num_rounds=1, mask_probability=probability)
+    assert prompts[0]["low_res_masks"] is None
+    assert (prompts[1]["low_res_masks"] is not None) == has_mask
+
+
+def test_text_comes_only_with_names(network, targets):
+    """Breaks if unnamed targets get a text prompt."""
+    for seed_prompts in ({"text": 1.0, "box": 1.0}, {"text+click": 5.0, "box": 1.0}):
+        _, _, prompts = run(network, targets, first_prompts=seed_prompts, num_rounds=0)
+        assert prompts[0]["text"] is None
+    _, _, prompts = run(network, targets, ["liver", "spleen"], first_prompts={"text": 1.0}, num_rounds=0)
+    assert prompts[0]["text"] is not None
+
+
+def test_gradients_reach_neck_clicks_and_corners(network, targets):
+    """Breaks if the embedding is detached or prompt embeddings lose their registration, as in IMIS-Bench."""
+    network.zero_grad()
+    loss, _, _ = run(network, targets, first_prompts={"box+click": 1.0}, num_rounds=1, keep_clicks=True)
+    loss.backward()
+    for parameter in (
+        network.image_encoder.neck[2].weight,
+        network.image_encoder.trunk.conv_stem.weight,
+        network.prompt_encoder.point_embeddings[1].weight,
+        network.prompt_encoder.point_embeddings[2].weight,
+        network.prompt_encoder.dense.to_4[0].weight,
+    ):
+        assert parameter.grad.abs().sum() > 0
+
+
+def test_empty_targets_are_refused(network, targets):
+    """Breaks if a target without a pixel reaches the loss."""
+    targets[1] = False
+    with pytest.raises(DatasetError, match="empty target"):
+        run(network, targets, first_prompts={"box": 1.0}, num_rounds=0)

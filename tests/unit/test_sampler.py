@@ -1,0 +1,98 @@
+"""Views and examples: image and targets stay aligned, names stay true."""
+
+import numpy as np
+import pytest
+
+from imis_net.training.augmentation import View, random_intensity, random_view, resize_labels, synthetic_contrast
+from imis_net.training.dataset import Record
+from imis_net.training.sampler import Sampler, canonical_name
+
+
+def record(names=("liver", "kidney left")) -> Record:
+    """Bright squares on a dark ground, one label each."""
+    labels = np.zeros((90, 120), np.uint16)
+    labels[10:40, 10:50] = 1
+    labels[50:80, 70:110] = 2
+    image = np.where(labels[..., None] > 0, 200, 20).repeat(3, axis=2).astype(np.uint8)
+    return Record("case", "patient", "a set", "CT", image, ((labels, {1: names[0], 2: names[1]}),))
+
+
+def sampler(**options) -> Sampler:
+    settings = {"region_probability": 0.0, "synthetic_probability": 0.0, **options}
+    return Sampler([record()], 64, 2, {"liver", "left kidney"}, **settings)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_targets_lie_on_what_they_show(seed):
+    """Breaks if a crop, flip or resize moves the image and its targets apart."""
+    chosen = record()
+    view = random_view(chosen.image.shape, chosen.targets[0][0] > 0, 0.5, 1.4, 1.0, np.random.default_rng(seed))
+    image, labels = view.apply(chosen.image), view.apply(chosen.targets[0][0])
+    assert image.shape[:2] == labels.shape == (view.height, view.width)
+    assert labels.any()
+    assert np.array_equal(image[..., 0] == 200, labels > 0)
+
+
+def test_a_view_beyond_the_image_is_padded():
+    """Breaks if a wide view is cut, so that its side is no longer what it says."""
+    crop = View(-5, -7, 20, 20).apply(np.ones((10, 10)))
+    assert crop.shape == (20, 20)
+    assert crop.sum() == 100
+    assert crop[5, 7] == 1
+    assert crop[4, 7] == 0
+
+
+def test_left_is_not_named_left_in_a_mirror():
+    """Breaks if a flipped view keeps "left kidney" as its text."""
+    rng = np.random.default_rng(0)
+    flipped = [sampler(flip_probability=1.0).draw(rng).texts for _ in range(20)]
+    straight = [sampler(flip_probability=0.0, min_scale=1.0).draw(rng).texts for _ in range(20)]
+    assert any(t is None for t in flipped)
+    assert any(t and "left kidney" in t for t in straight)
+
+
+def test_regions_have_no_names():
+    """Breaks if an unnamed region is prompted by text."""
+    example = sampler(region_probability=1.0).draw(np.random.default_rng(0))
+    assert example.texts is None
+    assert example.targets.any((1, 2)).all()
+
+
+def test_same_generator_same_example():
+    """Breaks if some randomness does not come from the generator: a run could not be repeated."""
+    a, b = (sampler().draw(np.random.default_rng(3)) for _ in range(2))
+    assert np.array_equal(a.image, b.image)
+    assert np.array_equal(a.targets, b.targets)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_intensities_stay_in_range(seed):
+    """Breaks if an augmentation leaves 0..255 or changes the shape."""
+    image = np.random.default_rng(seed).uniform(0, 255, (32, 32, 3)).astype(np.float32)
+    changed = random_intensity(image, np.random.default_rng(seed))
+    assert changed.shape == image.shape
+    assert changed.dtype == np.float32
+    assert changed.min() >= 0
+    assert changed.max() <= 255
+
+
+def test_synthetic_contrast_follows_the_labels():
+    """Breaks if the painted image no longer shows the targets' borders."""
+    labels = resize_labels(record().targets[0][0], 64)
+    painted = synthetic_contrast(labels, np.zeros((64, 64, 3), np.float32), np.random.default_rng(1))[..., 0]
+    means = [painted[labels == v].mean() for v in (0, 1, 2)]
+    assert len({round(m) for m in means}) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("kidney right", "right kidney"),
+        ("Adrenal_gland-left", "left adrenal gland"),
+        ("liver", "liver"),
+        ("left ventricle myocardium", "left ventricle myocardium"),
+    ],
+)
+def test_names_are_spelt_as_the_categories_are(name, expected):
+    """Breaks if data sets' own spellings of a side become targets of their own."""
+    assert canonical_name(name) == expected

