@@ -20,7 +20,16 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundles" / "imis_net"))
 
-from imis_net.checkpoint import LAYOUTS, LoadReport, convert, fill, read_state_dict, save_weights, sha256
+from imis_net.checkpoint import (
+    LAYOUTS,
+    LoadReport,
+    convert,
+    fill,
+    read_state_dict,
+    resize_position_tables,
+    save_weights,
+    sha256,
+)
 from imis_net.errors import CheckpointError
 from imis_net.networks.build import BUILDERS, DECODER_DIMS
 
@@ -58,6 +67,7 @@ def run(args: argparse.Namespace) -> dict:
     if not args.out.parent.is_dir():
         raise CheckpointError(f"--out: no such folder: {args.out.parent}")
     state, ignored = convert(read_state_dict(args.input), args.layout)
+    resized = resize_position_tables(state) if args.layout == "sam-med2d" else []
     torch.manual_seed(args.seed)
     network = BUILDERS[args.arch](decoder_dim=args.decoder_dim)
     fresh = _expected_fresh(args.layout, args.decoder_dim)
@@ -87,6 +97,7 @@ def run(args: argparse.Namespace) -> dict:
         "fresh": report.missing,
         "unexpected": report.unexpected,
         "ignored": ignored,
+        "resized": resized,
         "input": {"file": args.input.name, "sha256": source},
         "output": {"file": args.out.name, "sha256": sha256(args.out)},
     }

@@ -60,7 +60,7 @@ def test_a_volume_with_click_and_box_gives_mask_overlay_and_one_json_line(tmp_pa
 def test_a_box_finds_the_liver_on_the_sample_slice(tmp_path: Path) -> None:
     """Fails if box, picture or mask are transposed or shifted on the way: the liver lies off the diagonal."""
     value = json.loads((SAMPLE.parent / "labels.json").read_text())["labels"]["liver"]
-    label = np.asarray(nib.load(SAMPLE.parent / "labels" / "final" / SAMPLE.name).dataobj)[..., 0].T == value
+    label = value == np.asarray(nib.load(SAMPLE.parent / "labels" / "final" / SAMPLE.name).dataobj)[..., 0].T
     rows, columns = np.nonzero(label)
     box = f"{columns.min()},{rows.min()},{columns.max()},{rows.max()}"
     done = run(tmp_path, "--image", str(SAMPLE), "--box", box, "--out", "mask.png")

@@ -8,7 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from imis_net.checkpoint import convert, fill, load_weights, read_state_dict, save_weights
+from imis_net.checkpoint import (
+    convert,
+    fill,
+    load_weights,
+    read_state_dict,
+    resize_position_tables,
+    save_weights,
+)
 from imis_net.errors import CheckpointError
 
 
@@ -75,6 +82,28 @@ def test_unused_neck_and_position_ids_are_ignored_not_unexpected():
     renamed, ignored = convert(state, "imis-bench")
     assert renamed == {}
     assert sorted(ignored) == sorted(state)
+
+
+def test_tables_of_256_px_are_brought_to_the_stored_grid():
+    """Breaks if SAM-Med2D's 16 x 16 tables are refused, or a window block's table is stretched with the global ones."""
+    ramp = torch.linspace(0, 1, 31)[:, None].expand(31, 4)
+    published = {
+        "image_encoder.pos_embed": torch.full((1, 16, 16, 4), 0.5),
+        "image_encoder.blocks.0.attn.rel_pos_h": torch.zeros(27, 4),
+        "image_encoder.blocks.2.attn.rel_pos_h": ramp,
+        "image_encoder.blocks.2.Adapter.channel.0.weight": torch.zeros(1),
+    }
+    state, ignored = convert(published, "sam-med2d")
+    assert ignored == ["image_encoder.blocks.2.Adapter.channel.0.weight"]
+    trunk = "image_encoder.trunk."
+    assert resize_position_tables(state) == [f"{trunk}pos_embed", f"{trunk}blocks.2.attn.rel_pos_h"]
+    torch.testing.assert_close(state[f"{trunk}pos_embed"], torch.full((1, 64, 64, 4), 0.5))
+    assert state[f"{trunk}blocks.0.attn.rel_pos_h"].shape == (27, 4)
+    stretched = state[f"{trunk}blocks.2.attn.rel_pos_h"][:, 0]
+    assert stretched.shape == (127,)
+    assert (stretched.diff() >= 0).all()
+    assert (stretched[63] - 0.5).abs() < 1e-6
+    assert resize_position_tables(state) == []
 
 
 def test_fill_reports_what_it_met():

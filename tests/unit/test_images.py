@@ -169,9 +169,11 @@ def test_dicom_rescale_gives_hounsfield_units_and_monochrome1_is_inverted(tmp_pa
     scaled = read_volume(write_dicom(tmp_path / "a.dcm", RescaleSlope=2, RescaleIntercept=-1024))
     np.testing.assert_array_equal(scaled.array[:, :, 0], VOXELS[:, :, 0] * 2 - 1024)
     np.testing.assert_allclose(scaled.pixel_spacing_mm(), [2.0, 1.5])
-    inverted = read_volume(write_dicom(tmp_path / "b.dcm", PhotometricInterpretation="MONOCHROME1"))
-    expected = VOXELS[:, :, 0].max() - VOXELS[:, :, 0] + VOXELS[:, :, 0].min()
-    np.testing.assert_array_equal(inverted.array[:, :, 0], expected)
+    for bits, kind in ((1, "a signed number"), (0, "an unsigned one")):
+        tags = {"PhotometricInterpretation": "MONOCHROME1", "PixelRepresentation": bits, "Modality": "DX"}
+        pixels = read_volume(write_dicom(tmp_path / "c.dcm", **tags)).slice_rgb(0)[..., 0]
+        assert pixels[0, 0] == 255, kind
+        assert pixels[-1, -1] == 0, kind
 
 
 @pytest.mark.parametrize("name", ["MR_small_RLE.dcm", "MR_small_jp2klossless.dcm", "MR_small_implicit.dcm"])

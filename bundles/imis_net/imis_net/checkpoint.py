@@ -15,13 +15,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from imis_net.errors import CheckpointError
+from imis_net.networks.image_encoder import PRETRAINED_SIDE
 
 StateDict = dict[str, Tensor]
+_TRUNK = "image_encoder.trunk."
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 
 
@@ -200,6 +204,30 @@ def _from_sam(key: str) -> str:
     if key.startswith("image_encoder.neck."):
         return key
     return key.replace("image_encoder.", "image_encoder.trunk.", 1)
+
+
+def resize_position_tables(state: StateDict) -> list[str]:
+    """Bring a trunk's position tables from another frame's grid to the 64 x 64 one that ours keeps, in place.
+
+    SAM-Med2D is published at 256 px with tables for 16 x 16 tokens. What was learned there returns approximately.
+
+    Returns:
+        the names of the tables that were resized.
+    """
+    position = state.get(f"{_TRUNK}pos_embed")
+    if position is None or position.ndim != 4 or position.shape[1] == PRETRAINED_SIDE:
+        return []
+    side = (PRETRAINED_SIDE, PRETRAINED_SIDE)
+    table = F.interpolate(rearrange(position.float(), "1 h w c -> 1 c h w"), size=side, mode="bicubic")
+    state[f"{_TRUNK}pos_embed"] = rearrange(table, "1 c h w -> 1 h w c")
+    resized = [f"{_TRUNK}pos_embed"]
+    for key in [k for k in state if k.startswith(_TRUNK) and k.endswith(("rel_pos_h", "rel_pos_w"))]:
+        if len(state[key]) == 2 * position.shape[1] - 1:  # a global block's; window blocks do not depend on the frame
+            line = rearrange(state[key].float(), "n c -> 1 c n")
+            line = F.interpolate(line, size=2 * PRETRAINED_SIDE - 1, mode="linear")
+            state[key] = rearrange(line, "1 c n -> n c")
+            resized.append(key)
+    return resized
 
 
 Rename = Callable[[str], str]

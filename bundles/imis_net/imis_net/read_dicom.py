@@ -1,8 +1,9 @@
 """DICOM: a single file (also multi-frame), or a folder with the files of one series.
 
 pydicom reads the tags, on which everything is checked first, and copies what makes the picture into a clean file.
-SimpleITK (GDCM) decodes that one: pixels of any transfer syntax, palettes, rescale slope and intercept. Given the file
-itself, GDCM answers a few changed bytes in it with gigabytes and many seconds.
+SimpleITK (GDCM) decodes that one: pixels of any transfer syntax, palettes, rescale slope and intercept; it also
+inverts MONOCHROME1, so that high is bright. Given the file itself, GDCM answers a few changed bytes in it with
+gigabytes and many seconds.
 """
 
 from __future__ import annotations
@@ -213,8 +214,6 @@ def _as_volume(image: sitk.Image, dataset: pydicom.Dataset) -> Volume:
     if image.GetNumberOfComponentsPerPixel() >= 3:
         # Palettes have entries of 16 bits, of which the upper ones are the colour.
         array = array[..., :3] if array.dtype == np.uint8 else (array[..., :3] >> 8).astype(np.uint8)
-    elif dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-        array = array.max() - (array - array.min())  # low values are the bright ones
     modality = str(dataset.get("Modality") or "") or None
     has_spacing = any(
         tag in dataset for tag in ("PixelSpacing", "ImagerPixelSpacing", "SharedFunctionalGroupsSequence")
