@@ -21,16 +21,8 @@ SAMPLES = ROOT / "apps" / "imis" / "sample_studies"
 METADATA = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
 
 SPECIFIED = [
-    "version",
-    "monai_version",
-    "pytorch_version",
-    "numpy_version",
-    "required_packages_version",
-    "task",
-    "description",
-    "authors",
-    "copyright",
-    "network_data_format",
+    *("version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version"),
+    *("task", "description", "authors", "copyright", "network_data_format"),
 ]
 """What MONAI's bundle specification requires of metadata.json; its schema file itself must be downloaded."""
 
