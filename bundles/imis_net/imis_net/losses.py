@@ -48,14 +48,16 @@ def mask_iou(logits: Tensor, targets: Tensor) -> Tensor:
 class InteractiveLoss:
     """Weighted sum over one round's masks.
 
-    Of the three ambiguity-aware masks only the one nearest to the target learns its shape (Segment Anything, section
-    3), while the IoU head learns to rate all of them.
+    Of the three ambiguity-aware masks the one nearest to the target learns its shape in full (Segment Anything, section
+    3), the others at ``others_weight`` and low resolution, while the IoU head learns to rate all of them. With little
+    data the others matter: a head that has not yet learned to rate should not be punished for its choice.
     """
 
     focal_weight: float = 20.0
     cross_entropy_weight: float = 0.0
     dice_weight: float = 1.0
     iou_weight: float = 1.0
+    others_weight: float = 0.0
 
     def masks(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[B, 1, H, W] twice -> [B]."""
@@ -70,10 +72,10 @@ class InteractiveLoss:
         """Logits [B, 4, S/4, S/4], predicted IoU [B, 4], targets float [B, 1, S, S] -> scalar."""
         candidates = low_res_masks[:, 1:]
         small = F.interpolate(targets, size=candidates.shape[-2:], mode="area")
-        with torch.no_grad():
-            each = torch.stack([self.masks(c[:, None], small) for c in candidates.unbind(1)], dim=1)
-            nearest = each.argmin(dim=1)
+        each = torch.stack([self.masks(c[:, None], small) for c in candidates.unbind(1)], dim=1)
+        nearest = each.argmin(dim=1)
         chosen = candidates[torch.arange(len(nearest)), nearest][:, None]
         full = F.interpolate(chosen, size=targets.shape[-2:], mode="bilinear", align_corners=False)
         iou_error = (iou_predictions[:, 1:] - mask_iou(candidates, small)) ** 2
-        return self.masks(full, targets).mean() + self.iou_weight * iou_error.mean()
+        shape = self.masks(full, targets).mean() + self.others_weight * each.mean()
+        return shape + self.iou_weight * iou_error.mean()
