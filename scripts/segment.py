@@ -12,7 +12,6 @@ import argparse
 import io
 import json
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundles" / "imis_net"))
@@ -26,6 +25,7 @@ from imis_net.images import Volume, read_volume
 from imis_net.overlay import draw_overlay
 from imis_net.prompts import Prediction, Prompt
 from imis_net.segmenter import DEFAULT_MODEL, load_segmenter
+from imis_net.stopwatch import Stopwatch
 from imis_net.volume import Window
 
 
@@ -71,22 +71,6 @@ def segment(args: argparse.Namespace) -> dict[str, object]:
         write_atomically(path, content)
     watch.lap("write")
     return _report(prediction, volume, index, prompt.text) | {"milliseconds": watch.report()}
-
-
-class Stopwatch:
-    """Milliseconds by stage; each lap counts from the one before."""
-
-    def __init__(self) -> None:
-        self.stages_ms: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages_ms[stage] = round(1000 * (now - self._last), 1)
-        self._last = now
-
-    def report(self) -> dict[str, float]:
-        return self.stages_ms | {"total": round(sum(self.stages_ms.values()), 1)}
 
 
 def parse_prompt(clicks: list[str], box: str | None, text: str | None) -> Prompt:

@@ -11,7 +11,6 @@ import hashlib
 import logging
 import tempfile
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from imis_net.embedding_cache import EmbeddingCache
 from imis_net.images import Volume, write_mask_nrrd
 from imis_net.prompts import ImageEmbedding, Prediction
 from imis_net.segmenter import TorchSegmenter
+from imis_net.stopwatch import Stopwatch
 from lib.request import Request, Target, classes_request, interactive_request
 from lib.sessions import PromptMemory
 from lib.volumes import VolumeCache
@@ -64,23 +64,6 @@ class Engine:
         request = interactive_request({"foreground": [[side // 2, side // 2, 0]]}, (side, side, 1), ())
         embedding = self.segmenter.encode_image(np.zeros((side, side, 3), np.uint8))
         self.segmenter.predict(embedding, request.targets[0].prompt)
-
-
-class Stopwatch:
-    """Milliseconds by stage; each lap counts from the one before."""
-
-    def __init__(self) -> None:
-        self.stages_ms: dict[str, float] = {}
-        self._start = self._last = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        now = time.perf_counter()
-        self.stages_ms[stage] = self.stages_ms.get(stage, 0.0) + 1000 * (now - self._last)
-        self._last = now
-
-    def report(self) -> dict[str, float]:
-        total = 1000 * (time.perf_counter() - self._start)
-        return {stage: round(ms, 1) for stage, ms in (self.stages_ms | {"total": total}).items()}
 
 
 class _ImisTask(InferTask):

@@ -15,7 +15,7 @@ from imis_net.networks.mask_decoder import MaskDecoder
 from imis_net.networks.prompt_encoder import PromptEncoder
 from imis_net.networks.text_encoder import CategoryTextEncoder, ClipTextEncoder
 
-IMAGE_SIZES = (256, 512, 1024)
+PATCH_PX = 16
 DECODER_DIMS = (256, 512, 768)
 CLIP_TEXT_DIM = 512
 TEXT_PROJECTION_DIM = 768
@@ -100,8 +100,8 @@ BUILDERS: dict[str, Callable[..., IMISNet]] = {
 
 
 def _imis_net(size: ViTSize, image_size: int, decoder_dim: int, name: str) -> IMISNet:
-    if image_size not in IMAGE_SIZES:
-        raise ValueError(f"image_size: expected one of {IMAGE_SIZES}, got {image_size}")
+    if image_size < 4 * PATCH_PX or image_size % PATCH_PX:
+        raise ValueError(f"image_size: expected a multiple of {PATCH_PX} such as 256, 512 or 1024, got {image_size}")
     if decoder_dim not in DECODER_DIMS:
         raise ValueError(f"decoder_dim: expected one of {DECODER_DIMS}, got {decoder_dim}")
     net = IMISNet(

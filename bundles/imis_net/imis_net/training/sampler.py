@@ -9,6 +9,7 @@ import numpy as np
 from skimage.segmentation import felzenszwalb
 
 from imis_net.training.augmentation import (
+    View,
     random_intensity,
     random_view,
     resize_image,
@@ -17,6 +18,8 @@ from imis_net.training.augmentation import (
     synthetic_contrast,
 )
 from imis_net.training.dataset import Record
+
+WIDE_SCALES = (0.9, 1.15)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,7 @@ class Sampler:
             for dense interactive masks where there are none.
         synthetic_probability: share of examples repainted from their label map.
         min_scale, max_scale: a view's side relative to the image's longer side.
+        wide_probability: share of views of the whole image, unflipped: where an organ lies is half of its name.
     """
 
     records: Sequence[Record]
@@ -53,6 +57,7 @@ class Sampler:
     min_scale: float = 0.7
     max_scale: float = 1.25
     flip_probability: float = 0.5
+    wide_probability: float = 0.0
     min_pixels: int = 24
 
     def __post_init__(self) -> None:
@@ -79,8 +84,7 @@ class Sampler:
         values = values[values > 0]
         if len(values) == 0:
             return None
-        focus = focus_map == rng.choice(values)
-        view = random_view(record.image.shape, focus, self.min_scale, self.max_scale, self.flip_probability, rng)
+        view = self._view(record.image.shape, focus_map == rng.choice(values), rng)
         image = resize_image(view.apply(record.image), self.image_size)
         views = [(view.apply(label_map), names) for label_map, names in maps]
         named = [(crop, int(v), names.get(int(v), "")) for crop, names in views for v in self._large_enough(crop)]
@@ -95,6 +99,11 @@ class Sampler:
         texts = tuple(canonical_name(name) for _, _, name in chosen)
         has_texts = view.keeps_sides and all(t in self.known_texts for t in texts)
         return Example(random_intensity(image, rng), targets, texts if has_texts else None)
+
+    def _view(self, shape: tuple[int, ...], focus: np.ndarray, rng: np.random.Generator) -> View:
+        if rng.random() < self.wide_probability:
+            return random_view(shape, focus, *WIDE_SCALES, 0.0, rng)
+        return random_view(shape, focus, self.min_scale, self.max_scale, self.flip_probability, rng)
 
     def _large_enough(self, label_map: np.ndarray) -> np.ndarray:
         """Values with at least ``min_pixels`` pixels once the map is brought to S x S."""
