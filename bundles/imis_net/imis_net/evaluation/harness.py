@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from imis_net.metrics import dice
+from imis_net.metrics import dice, iou, surface_dice
 from imis_net.prompts import Prompt
 from imis_net.segmenter import Segmenter
 from imis_net.simulation import correction_click, jittered_box, random_click
@@ -20,17 +21,24 @@ STRATEGIES = ("click", "box", "text", "text+click", "box+click")
 
 @dataclass(frozen=True)
 class Score:
-    """One target after one round (0 = the first prompt)."""
+    """One target after one round (0 = the first prompt).
+
+    ``target`` counts the record's targets; ``milliseconds`` is this round's decoder call.
+    """
 
     case: str
     source: str
     modality: str
     label: str
+    target: int
     strategy: str
     round: int
     num_pixels: int
     dice: float
+    iou: float
+    nsd: float
     iou_prediction: float
+    milliseconds: float
 
 
 def evaluate(
@@ -41,43 +49,57 @@ def evaluate(
     seed: int = 0,
     use_previous_mask: bool = False,
     min_pixels: int = 1,
+    human_clicks: bool = False,
 ) -> Iterator[Score]:
     """Score every target of at least ``min_pixels`` of every record after each of ``1 + num_rounds`` rounds.
 
     Each target has a generator of its own, seeded by its name, so that scores do not depend on what else is run.
-    Targets whose text the segmenter does not know are left out of the text strategies.
+    Targets whose text the segmenter does not know are left out of the text strategies. With ``human_clicks`` the first
+    click falls on a person's scribble, and records without scribbles are left out: simulated clicks flatter.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
     for record in records:
+        if human_clicks and not record.scribbles:
+            continue
         embedding = segmenter.encode_image(record.image)
         for i, (name, truth) in enumerate(record.masks(min_pixels)):
             if "text" in strategy and not _knows(segmenter, name):
                 continue
             rng = np.random.default_rng([seed, zlib.crc32(f"{record.case}|{i}|{name}".encode())])
-            prompt = first_prompt(truth, canonical_name(name), strategy, rng)
+            drawn = record.scribbles[rng.integers(len(record.scribbles))] if human_clicks else truth
+            prompt = first_prompt(truth, canonical_name(name), strategy, rng, drawn)
             for round_index in range(num_rounds + 1):
+                start = time.perf_counter()
                 prediction = segmenter.predict(embedding, prompt)
+                elapsed_ms = 1000 * (time.perf_counter() - start)
                 yield Score(
-                    record.case,
-                    record.source,
-                    record.modality,
-                    name,
-                    strategy,
-                    round_index,
-                    int(truth.sum()),
-                    dice(prediction.mask, truth),
-                    prediction.iou_prediction,
+                    case=record.case,
+                    source=record.source,
+                    modality=record.modality,
+                    label=name,
+                    target=i,
+                    strategy=strategy,
+                    round=round_index,
+                    num_pixels=int(truth.sum()),
+                    dice=dice(prediction.mask, truth),
+                    iou=iou(prediction.mask, truth),
+                    nsd=surface_dice(prediction.mask, truth),
+                    iou_prediction=prediction.iou_prediction,
+                    milliseconds=elapsed_ms,
                 )
                 click = correction_click(prediction.mask, truth, rng)
                 if click is not None and round_index < num_rounds:
                     prompt = _with_click(prompt, *click, prediction.low_res_mask if use_previous_mask else None)
 
 
-def first_prompt(truth: np.ndarray, text: str, strategy: str, rng: np.random.Generator) -> Prompt:
+def first_prompt(
+    truth: np.ndarray, text: str, strategy: str, rng: np.random.Generator, clickable: np.ndarray | None = None
+) -> Prompt:
+    """``clickable``: where the first click may fall, bool [H, W]; by default the target."""
     kinds = strategy.split("+")
     return Prompt(
-        point_coords=random_click(truth, rng)[None] if "click" in kinds else None,
+        point_coords=random_click(truth if clickable is None else clickable, rng)[None] if "click" in kinds else None,
         point_labels=np.array([1]) if "click" in kinds else None,
         box=jittered_box(truth, rng) if "box" in kinds else None,
         text=text if "text" in kinds else None,

@@ -1,4 +1,4 @@
-"""Training records: images with named targets, from our ``index.json`` layout.
+"""Records for training and evaluation: images with named targets, from our ``index.json`` or IMed-361M's layout.
 
 A record that cannot be used raises ``DatasetError`` with its path; readers skip it by count and log it, and never
 replace it by another at random.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy import sparse
 
 from imis_net.errors import DatasetError, ImageError
 from imis_net.images import read_volume
@@ -31,6 +32,7 @@ class Record:
         source, modality: where it comes from, how it was made.
         image: uint8 [H, W, 3].
         targets: uint16 [H, W] label maps and the names of their values; several maps where targets overlap.
+        scribbles: bool [H, W], what people drew on the first target; empty where nobody did.
     """
 
     case: str
@@ -39,6 +41,7 @@ class Record:
     modality: str
     image: np.ndarray
     targets: tuple[tuple[np.ndarray, dict[int, str]], ...]
+    scribbles: tuple[np.ndarray, ...] = ()
 
     def masks(self, min_pixels: int = 1) -> Iterator[tuple[str, np.ndarray]]:
         """(name, bool [H, W]) of each target of at least ``min_pixels``."""
@@ -85,6 +88,53 @@ def read_index(
     return records
 
 
+def read_imed361m(root: Path | str, split: str) -> list[Record]:
+    """Records of the IMed-361M layout as published: dataset.json, image/*.png, label/*.npz.
+
+    A label file is a sparse matrix [C, H * W], one row per class in dataset.json's order; its true shape stands in the
+    file name. A file's stem is ``<patient>_<slice>``.
+
+    Args:
+        root: the folder with dataset.json.
+        split: "training" or "test".
+
+    Raises:
+        DatasetError: no readable dataset.json, or no record left.
+    """
+    root = Path(root)
+    try:
+        facts = json.loads((root / "dataset.json").read_text())
+        names = [facts["labels"][k] for k in sorted(facts["labels"], key=int) if facts["labels"][k] != "background"]
+        items, modality, source = facts[split], facts["modality"]["0"], facts["name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{root}: expected a dataset.json of the IMed-361M layout with {split!r}") from error
+    records = []
+    for item in items:
+        try:
+            image = np.asarray(Image.open(root / item["image"]).convert("RGB"))
+            rows = _read_sparse(root / item["label"], len(names), (image.shape[0], image.shape[1]))
+        except (DatasetError, OSError, KeyError, ValueError) as error:
+            log.warning("skipped %s: %s", item.get("image"), error)
+            continue
+        stem = Path(item["image"]).stem
+        targets = tuple((row.astype(np.uint16), {1: name}) for name, row in zip(names, rows, strict=True) if row.any())
+        patient = f"{source}:{stem.rpartition('_')[0] or stem}"
+        records.append(Record(stem, patient, source, modality.upper(), image, targets))
+    if len(records) < len(items):
+        log.warning("skipped %d of %d records", len(items) - len(records), len(items))
+    if not records:
+        raise DatasetError(f"{root}: no usable record in {split!r}")
+    return records
+
+
+def _read_sparse(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
+    """[C, H, W] of 0 and 1."""
+    shape = tuple(int(n) for n in path.name.split(".")[-2].strip("()").split(","))
+    if shape[:3] != (num_classes, *size):
+        raise DatasetError(f"{path.name}: expected {num_classes} classes of {size}, got {shape}")
+    return sparse.load_npz(path).toarray().reshape(shape[:3])
+
+
 def _read_case(root: Path, case: dict, slice_step: int) -> list[Record]:
     kind = case["kind"]
     if kind == "3d":
@@ -100,7 +150,9 @@ def _read_case(root: Path, case: dict, slice_step: int) -> list[Record]:
         array = np.asarray(Image.open(root / case["instances"])).astype(np.uint16)
         _checked(array, image, case["instances"])
         targets.append((array, dict.fromkeys(range(1, int(array.max()) + 1), case["label"])))
-    return [_record(case, case["id"], image, tuple(targets))]
+    drawn = (np.asarray(Image.open(root / s["pos"])) > 0 for s in case.get("scribbles", []))
+    scribbles = tuple(s for s in drawn if s.shape == image.shape[:2] and s.any())
+    return [_record(case, case["id"], image, tuple(targets), scribbles)]
 
 
 def _read_volume_case(root: Path, case: dict, slice_step: int) -> list[Record]:
@@ -121,9 +173,15 @@ def _read_volume_case(root: Path, case: dict, slice_step: int) -> list[Record]:
     return records
 
 
-def _record(case: dict, name: str, image: np.ndarray, targets: tuple[tuple[np.ndarray, dict[int, str]], ...]) -> Record:
+def _record(
+    case: dict,
+    name: str,
+    image: np.ndarray,
+    targets: tuple[tuple[np.ndarray, dict[int, str]], ...],
+    scribbles: tuple[np.ndarray, ...] = (),
+) -> Record:
     patient = f"{case['source']}:{case.get('patient', case['id'])}"
-    return Record(name, patient, case["source"], case["modality"], image, targets)
+    return Record(name, patient, case["source"], case["modality"], image, targets, scribbles)
 
 
 def _checked(mask: np.ndarray, image: np.ndarray, path: str) -> np.ndarray:
