@@ -6,9 +6,10 @@ import logging
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import sparse
 
 from imis_net.errors import DatasetError
-from imis_net.training.dataset import read_index
+from imis_net.training.dataset import read_imed361m, read_index
 
 
 def write_case(root, name, mask_shape=(32, 40), subset="train", patient="1"):
@@ -65,10 +66,71 @@ def test_subsets_and_sources_choose(tmp_path):
     assert [r.case for r in read_index(tmp_path, ["train"], exclude_sources=["WBC"])] == ["a"]
 
 
-@pytest.mark.parametrize("content", [None, "not json", '{"something": 1}', '{"cases": []}'])
+@pytest.mark.parametrize(
+    "content", [None, "not json", '{"something": 1}', '{"cases": []}', "[]", '{"cases": 5}', '{"cases": ["a"]}']
+)
 def test_no_usable_index_is_an_error(tmp_path, content):
     """Breaks if training starts on nothing."""
     if content is not None:
         (tmp_path / "index.json").write_text(content)
     with pytest.raises(DatasetError):
         read_index(tmp_path, ["train"])
+
+
+def write_imed361m(root):
+    """Two images of one class in the published layout; returns dataset.json's contents."""
+    (root / "image").mkdir()
+    (root / "label").mkdir()
+    items = []
+    for i in range(2):
+        item = {"image": f"image/p1_{i}.png", "label": f"label/p1_{i}.(1, 8, 9).npz"}
+        Image.fromarray(np.zeros((8, 9, 3), np.uint8)).save(root / item["image"])
+        mask = np.zeros((1, 8, 9), np.uint8)
+        mask[0, 2, 5:] = 1
+        sparse.save_npz(root / item["label"], sparse.csr_matrix(mask.reshape(1, -1)))
+        items.append(item)
+    labels = {"0": "background", "1": "liver"}
+    return {"labels": labels, "training": items, "modality": {"0": "ct"}, "name": "a set"}
+
+
+def test_sparse_labels_come_back_in_place(tmp_path):
+    """Breaks if the matrix's rows are unrolled the wrong way, or slices of one patient count as two."""
+    (tmp_path / "dataset.json").write_text(json.dumps(write_imed361m(tmp_path)))
+    records = read_imed361m(tmp_path, "training")
+    assert {r.patient for r in records} == {"a set:p1"}
+    ((name, mask),) = records[0].masks()
+    assert name == "liver"
+    assert np.argwhere(mask).tolist() == [[2, 5], [2, 6], [2, 7], [2, 8]]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda path, item: path.write_bytes(path.read_bytes()[:200]),
+        lambda path, item: path.write_bytes(path.read_bytes()[:60] + b"\xff" * 60 + path.read_bytes()[120:]),
+        lambda path, item: path.write_bytes(b""),
+        lambda path, item: item.update(label="label"),
+        lambda path, item: item.update(label=None),
+        lambda path, item: item.pop("image"),
+    ],
+    ids=["truncated", "corrupt", "empty", "no shape in the name", "no label", "no image"],
+)
+def test_broken_sparse_labels_are_skipped(tmp_path, caplog, spoil):
+    """Breaks if one damaged archive of thousands ends the run with zip's own error."""
+    facts = write_imed361m(tmp_path)
+    spoil(tmp_path / facts["training"][0]["label"], facts["training"][0])
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    with caplog.at_level(logging.WARNING):
+        assert [r.case for r in read_imed361m(tmp_path, "training")] == ["p1_1"]
+    assert "skipped 1 of 2" in caplog.text
+    assert "p1_0" in caplog.text
+
+
+@pytest.mark.parametrize("chunk", [b"IHDR", b"IDAT", b"IEND"])
+@pytest.mark.parametrize("damage", [b"\xd4HKQ", b"IDAQ", b"iEND", b"\0\0\0\0"])
+def test_any_damage_to_a_picture_is_a_skipped_record(tmp_path, chunk, damage):
+    """Breaks if a damaged picture raises something that ends the run, as Pillow's SyntaxError did."""
+    write_index(tmp_path, [write_case(tmp_path, "a"), write_case(tmp_path, "b")])
+    path = tmp_path / "a.png"
+    path.write_bytes(path.read_bytes().replace(chunk, damage))
+    assert "b" in [r.case for r in read_index(tmp_path, ["train"])]

@@ -1,5 +1,6 @@
 """The embedding cache: bounded, least recently used first, one encoder run per key."""
 
+import random
 import threading
 import time
 
@@ -71,3 +72,57 @@ def test_failure_is_raised_and_the_next_call_tries_again():
     with pytest.raises(RuntimeError, match="no memory"):
         cache.get_or_encode("a", fail)
     assert not cache.get_or_encode("a", embedding)[1]
+
+
+def test_failure_reaches_everyone_who_waits():
+    """Breaks if those who wait for a failed run hang, or each run the encoder themselves."""
+    cache, started, errors = EmbeddingCache(1000), threading.Event(), []
+
+    def fail() -> ImageEmbedding:
+        started.set()
+        time.sleep(0.05)
+        raise RuntimeError("no memory")
+
+    def ask(encode) -> None:
+        try:
+            cache.get_or_encode("a", encode)
+        except RuntimeError as error:
+            errors.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(fail,))]
+    threads[0].start()
+    started.wait(5)
+    threads += [threading.Thread(target=ask, args=(lambda: pytest.fail("ran again"),)) for _ in range(4)]
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join(5)
+    assert errors == ["no memory"] * 5
+
+
+def test_keys_do_not_wait_for_each_other():
+    """Breaks if one slow image holds up everybody's."""
+    cache, release, started = EmbeddingCache(1000), threading.Event(), threading.Event()
+
+    def slow() -> ImageEmbedding:
+        started.set()
+        release.wait(5)
+        return embedding()
+
+    thread = threading.Thread(target=cache.get_or_encode, args=("slow", slow))
+    thread.start()
+    started.wait(5)
+    assert not cache.get_or_encode("fast", embedding)[1]
+    assert thread.is_alive()
+    release.set()
+    thread.join(5)
+    assert len(cache) == 2
+
+
+def test_bytes_kept_are_counted_through_any_traffic():
+    """Breaks if evictions and additions drift apart until the bound means nothing."""
+    cache, rng = EmbeddingCache(400), random.Random(0)
+    for _ in range(300):
+        size = rng.choice([1, 10, 50, 100, 101])
+        cache.get_or_encode(f"{rng.randrange(12)}-{size}", lambda n=size: embedding(n))
+        assert cache.num_bytes == sum(e.num_bytes for e in cache._entries.values()) <= 400

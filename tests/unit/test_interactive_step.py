@@ -7,6 +7,11 @@ import torch
 from imis_net.errors import DatasetError
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.build import imis_net_compact
+from imis_net.networks.image_encoder import ImageEncoderViT
+from imis_net.networks.imis_net import IMISNet
+from imis_net.networks.mask_decoder import MaskDecoder
+from imis_net.networks.prompt_encoder import PromptEncoder
+from imis_net.networks.text_encoder import CategoryTextEncoder
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
 
 SIDE = 64
@@ -98,3 +103,44 @@ def test_empty_targets_are_refused(network, targets):
     targets[1] = False
     with pytest.raises(DatasetError, match="empty target"):
         run(network, targets, first_prompts={"box": 1.0}, num_rounds=0)
+
+
+def test_a_perfect_mask_gets_a_confirming_click(network, targets):
+    """Breaks if a target without error is left without a click, so that targets no longer fit one call."""
+    step = InteractiveStep(network, InteractionPolicy({"click": 1.0}), InteractiveLoss())
+    truth = targets.numpy()
+    predicted = np.stack([truth[0], np.zeros_like(truth[1])])
+    nothing = dict.fromkeys(("point_coords", "point_labels", "boxes", "text", "low_res_masks"))
+    prompt = step._next_prompt(nothing, torch.zeros(2, 1, 16, 16), predicted, truth, np.random.default_rng(0))
+    assert prompt["point_labels"].tolist() == [[1], [1]]
+    for (x, y), target in zip(prompt["point_coords"][:, 0].long().tolist(), truth, strict=True):
+        assert target[y, x]
+
+
+def test_neck_learns_and_a_frozen_trunk_does_not():
+    """Breaks if freezing the trunk also cuts the neck off, or the trunk learns against the paper's setting."""
+    torch.manual_seed(0)
+    dim = 64
+    network = IMISNet(
+        ImageEncoderViT(embed_dim=32, depth=1, num_heads=2, global_attn_indexes=(0,), out_dim=dim),
+        PromptEncoder(dim, SIDE),
+        MaskDecoder(dim, mlp_dim=64),
+        CategoryTextEncoder(("liver",), dim=dim),
+        torch.nn.Linear(dim, dim),
+        name="tiny",
+    )
+    network.image_encoder.trunk.requires_grad_(False)
+    targets = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    targets[0, 10:30, 5:40] = True
+    loss, _, _ = run(network, targets, first_prompts={"click": 1.0}, num_rounds=2, keep_clicks=True)
+    loss.backward()
+    assert all(p.grad is None for p in network.image_encoder.trunk.parameters())
+    for learning in (network.image_encoder.neck, network.prompt_encoder.mask_downscaling):
+        assert all(p.grad.abs().sum() > 0 for p in learning.parameters())
+    assert network.prompt_encoder.point_embeddings[1].weight.grad.abs().sum() > 0
+
+
+def test_only_text_without_names_is_refused(network, targets):
+    """Breaks if a policy of text alone meets an unnamed example and fails inside numpy."""
+    with pytest.raises(DatasetError, match="no first prompt"):
+        run(network, targets, first_prompts={"text": 1.0}, num_rounds=0)

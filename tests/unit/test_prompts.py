@@ -17,6 +17,7 @@ def test_box_corners_come_in_any_order():
     [
         ({}, "no prompt"),
         ({"text": "  "}, "no prompt"),
+        ({"text": 5}, "expected a word"),
         ({"point_coords": []}, "without the other"),
         ({"point_coords": [[1, 2]], "point_labels": [2]}, "expected 1 .foreground. or 0"),
         ({"point_coords": [[1, 2]], "point_labels": [1, 1]}, "expected 1 of them"),
@@ -50,3 +51,14 @@ def test_box_beside_the_image_is_refused():
     """Breaks if a box that touches no pixel is segmented."""
     with pytest.raises(PromptError, match="box outside"):
         Prompt(box=np.array([30, 0, 40, 5])).check_inside(height_px=10, width_px=20)
+
+
+def test_infinite_precision_is_not_infinite_size():
+    """Breaks if a box near float32's end, finite by itself, becomes NaN in the network."""
+    with pytest.raises(PromptError, match="near the image"):
+        Prompt(box=[-3e38, -3e38, 3e38, 3e38])
+
+
+def test_click_in_the_outermost_half_pixel_is_inside():
+    """Breaks if the image is thought to end at its last pixel's centre."""
+    Prompt(np.array([[-0.5, 9.5], [19.5, -0.5]]), np.array([1, 0])).check_inside(height_px=10, width_px=20)

@@ -1,8 +1,11 @@
 """Views and examples: image and targets stay aligned, names stay true."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from imis_net.errors import DatasetError
 from imis_net.training.augmentation import View, random_intensity, random_view, resize_labels, synthetic_contrast
 from imis_net.training.dataset import Record
 from imis_net.training.sampler import Sampler, canonical_name
@@ -96,3 +99,44 @@ def test_synthetic_contrast_follows_the_labels():
 def test_names_are_spelt_as_the_categories_are(name, expected):
     """Breaks if data sets' own spellings of a side become targets of their own."""
     assert canonical_name(name) == expected
+
+
+def test_nothing_to_draw_is_an_error_not_a_loop():
+    """Breaks if records without a usable target keep the training waiting for ever."""
+    black = Record("black", "p", "s", "CT", np.zeros((40, 40, 3), np.uint8), ())
+    with pytest.raises(DatasetError, match="no target in"):
+        Sampler([black], 64, 1, ()).draw(np.random.default_rng(0))
+    with pytest.raises(DatasetError, match="nothing to draw from"):
+        Sampler([], 64, 1, ())
+    with pytest.raises(DatasetError, match="nothing to draw from"):
+        Sampler([black], 64, 1, (), weights={"s": 0.0})
+
+
+def test_records_of_one_name_keep_their_own_regions():
+    """Breaks if two sets number their cases alike and one's regions are laid over the other's image."""
+    small = record()
+    large = replace(small, source="another set", image=small.image.repeat(2, axis=0))
+    both = Sampler([small, large], 64, 2, ())
+    for chosen in (small, large):
+        assert both._region_map(chosen).shape == chosen.image.shape[:2]
+
+
+def test_draws_follow_the_weights():
+    """Breaks if a source left out by a weight of 0 is drawn, or targets are fewer than asked for."""
+    kept = record()
+    left_out = replace(kept, source="left out", targets=((kept.targets[0][0], {1: "spleen", 2: "spleen"}),))
+    drawing = Sampler(
+        [kept, left_out],
+        64,
+        3,
+        {"liver", "left kidney", "spleen"},
+        weights={"left": 0.0},
+        region_probability=0.0,
+        flip_probability=0.0,
+        min_scale=1.0,
+    )
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        example = drawing.draw(rng)
+        assert example.targets.shape == (3, 64, 64)
+        assert "spleen" not in example.texts

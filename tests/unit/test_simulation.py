@@ -74,3 +74,12 @@ def test_corrections_say_what_is_wrong(mask):
     assert label == 0
     assert not mask[int(y), int(x)]
     assert correction_click(mask, mask, rng) is None
+
+
+def test_same_generator_same_annotator(mask):
+    """Breaks if some randomness does not come from the generator: no score could be repeated."""
+    first, second = (
+        [random_click(mask, rng).tolist(), jittered_box(mask, rng).tolist(), correction_click(~mask, mask, rng)[1]]
+        for rng in (np.random.default_rng(5), np.random.default_rng(5))
+    )
+    assert first == second

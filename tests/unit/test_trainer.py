@@ -1,6 +1,7 @@
 """The training loop."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -55,3 +56,22 @@ def test_two_stages_train_validate_and_write(tmp_path):
     assert [(e["stage"], e["step"]) for e in entries] == [(0, 2), (1, 2)]
     assert all(0 <= e["val_box"] <= 1 for e in entries)
     load_weights(imis_net_compact(64), tmp_path / "best.safetensors")
+
+
+def test_nothing_to_validate_on_is_refused_before_training(tmp_path):
+    """Breaks if hours of training end without any weights kept: no score ever beats the best of none."""
+    for validation in ([], [replace(record("2"), targets=())]):
+        with pytest.raises(DatasetError, match="no target to validate on"):
+            Trainer(lambda image_size=64: pytest.fail("built"), [], validation, tmp_path).run()
+
+
+def test_log_is_json_when_no_name_is_known(tmp_path):
+    """Breaks if the mean over no targets writes NaN, which is not JSON."""
+    sampler = Sampler([record("1")], 64, 1, (), region_probability=0, synthetic_probability=0)
+    stage = Stage(64, 1, 1, 1e-3, sampler, InteractionPolicy({"box": 1.0}, num_rounds=0), InteractiveLoss())
+    unnamed = replace(record("2"), targets=((record("2").targets[0][0], {1: "something"}),))
+    Trainer(lambda image_size=64: imis_net_compact(image_size), [stage], [unnamed], tmp_path).run()
+    (line,) = (tmp_path / "log.jsonl").read_text().splitlines()
+    entry = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in the log"))
+    assert "val_text" not in entry
+    assert "val_box" in entry

@@ -16,6 +16,8 @@ from imis_net.errors import PromptError
 
 MAX_NUM_CLICKS = 256
 """More clicks than a person makes on one target; an upper bound for hostile requests."""
+MAX_COORDINATE_PX = 1e6
+"""Far beyond any image, far below where float32 overflows and every mask becomes NaN."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ class Prompt:
         set_(self, "point_coords", coords)
         set_(self, "point_labels", labels)
         set_(self, "box", _checked_box(self.box))
-        set_(self, "text", self.text.strip() or None if self.text is not None else None)
+        set_(self, "text", _checked_text(self.text))
         set_(self, "low_res_mask", _checked_low_res_mask(self.low_res_mask))
         if self.is_empty:
             raise PromptError("no prompt: expected at least one click, a box, a text or a previous mask, got none")
@@ -144,11 +146,19 @@ def _checked_box(box: object) -> np.ndarray | None:
     corners = _as_floats(box, "box")
     if corners.shape != (4,):
         raise PromptError(f"box: expected 4 numbers x0, y0, x1, y1, got shape {list(corners.shape)}")
+    if np.abs(corners).max() > MAX_COORDINATE_PX:
+        raise PromptError(f"box: expected corners near the image, got {corners.tolist()}")
     x0, x1 = sorted((corners[0], corners[2]))
     y0, y1 = sorted((corners[1], corners[3]))
     if x1 - x0 < 1 or y1 - y0 < 1:
         raise PromptError(f"box of no area: got {corners.tolist()}, expected at least 1 pixel on each side")
     return np.array([x0, y0, x1, y1], np.float32)
+
+
+def _checked_text(text: object) -> str | None:
+    if text is not None and not isinstance(text, str):
+        raise PromptError(f"text: expected a word or more, got {str(text)[:80]!r}")
+    return text.strip() or None if text is not None else None
 
 
 def _checked_low_res_mask(mask: object) -> np.ndarray | None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import logging
+import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,12 @@ from imis_net.errors import DatasetError, ImageError
 from imis_net.images import read_volume
 
 log = logging.getLogger(__name__)
+
+UNUSABLE = (
+    *(DatasetError, ImageError, OSError, SyntaxError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError),
+    *(EOFError, KeyError, IndexError, ValueError, TypeError),
+)
+"""What broken files (Pillow's and numpy's errors among them) and broken entries of an index raise."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,16 +77,18 @@ def read_index(
     root = Path(root)
     try:
         cases = json.loads((root / "index.json").read_text())["cases"]
-    except (OSError, ValueError, KeyError) as error:
+        if not all(isinstance(case, dict) for case in cases):
+            raise TypeError("a case is not an object")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{root}: expected an index.json with cases") from error
     records: list[Record] = []
     num_skipped = 0
     for case in cases:
-        if case.get("subset") not in subsets or any(s in case["source"] for s in exclude_sources):
+        if case.get("subset") not in subsets or any(s in case.get("source", "") for s in exclude_sources):
             continue
         try:
             records.extend(_read_case(root, case, slice_step))
-        except (DatasetError, ImageError, OSError, KeyError, ValueError) as error:
+        except UNUSABLE as error:
             num_skipped += 1
             log.warning("skipped %s: %s", case.get("image", case.get("id")), error)
     if num_skipped:
@@ -113,8 +123,8 @@ def read_imed361m(root: Path | str, split: str) -> list[Record]:
         try:
             image = np.asarray(Image.open(root / item["image"]).convert("RGB"))
             rows = _read_sparse(root / item["label"], len(names), (image.shape[0], image.shape[1]))
-        except (DatasetError, OSError, KeyError, ValueError) as error:
-            log.warning("skipped %s: %s", item.get("image"), error)
+        except UNUSABLE as error:
+            log.warning("skipped %s: %s", item, error)
             continue
         stem = Path(item["image"]).stem
         targets = tuple((row.astype(np.uint16), {1: name}) for name, row in zip(names, rows, strict=True) if row.any())

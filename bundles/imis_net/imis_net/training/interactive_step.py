@@ -41,6 +41,8 @@ class InteractionPolicy:
     def draw_first(self, rng: np.random.Generator, with_text: bool) -> set[str]:
         names = [n for n in self.first_prompts if with_text or "text" not in n.split("+")]
         weights = np.array([self.first_prompts[n] for n in names], float)
+        if not weights.sum() > 0:
+            raise DatasetError(f"no first prompt left of {list(self.first_prompts)} for targets without names")
         return set(str(rng.choice(names, p=weights / weights.sum())).split("+"))
 
 

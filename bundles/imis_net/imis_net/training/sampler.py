@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from skimage.segmentation import felzenszwalb
 
+from imis_net.errors import DatasetError
 from imis_net.training.augmentation import (
     View,
     random_intensity,
@@ -20,6 +21,7 @@ from imis_net.training.augmentation import (
 from imis_net.training.dataset import Record
 
 WIDE_SCALES = (0.9, 1.15)
+MAX_NUM_TRIES = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,16 +64,23 @@ class Sampler:
 
     def __post_init__(self) -> None:
         share = np.array([self._weight(r) for r in self.records], float)
+        if not share.sum() > 0:
+            raise DatasetError(f"nothing to draw from: {len(self.records)} records, none with a weight above 0")
         self._shares = share / share.sum()
-        self._regions: dict[str, np.ndarray] = {}
+        self._regions: dict[Record, np.ndarray] = {}
 
     def draw(self, rng: np.random.Generator) -> Example:
-        """One example; tries again where a view cut all targets away."""
-        while True:
+        """One example; tries again where a view cut all targets away.
+
+        Raises:
+            DatasetError: no record gives a target, however often one tries.
+        """
+        for _ in range(MAX_NUM_TRIES):
             record = self.records[rng.choice(len(self.records), p=self._shares)]
             example = self._from_record(record, rng)
             if example is not None:
                 return example
+        raise DatasetError(f"no target in {MAX_NUM_TRIES} views of {len(self.records)} records")
 
     def _weight(self, record: Record) -> float:
         return next((w for part, w in self.weights.items() if part in record.source), 1.0)
@@ -113,7 +122,7 @@ class Sampler:
 
     def _region_map(self, record: Record) -> np.ndarray:
         """Regions of equal appearance, uint16 [H, W], made once per record; regions of background are dropped."""
-        if record.case not in self._regions:
+        if record not in self._regions:
             size = max(record.image.shape[:2])
             grey = record.image.mean(-1) / 255
             regions = felzenszwalb(grey, scale=size / 4, sigma=1.0, min_size=size // 6).astype(np.uint16) + 1
@@ -121,8 +130,8 @@ class Sampler:
             brightness = np.bincount(regions.ravel(), weights=grey.ravel()) / np.maximum(counts, 1)
             drop = np.flatnonzero((counts > 0.5 * regions.size) | (brightness < 0.03))
             regions[np.isin(regions, drop)] = 0
-            self._regions[record.case] = regions
-        return self._regions[record.case]
+            self._regions[record] = regions
+        return self._regions[record]
 
 
 def canonical_name(name: str) -> str:

@@ -82,7 +82,13 @@ class Trainer:
         return Path(self.out_dir)
 
     def run(self) -> float:
-        """Train; returns the best validation Dice (mean of box and click)."""
+        """Train; returns the best validation Dice (mean of box and click).
+
+        Raises:
+            DatasetError: nothing to validate on, or patients on both sides of the split.
+        """
+        if not any(True for r in self.validation for _ in r.masks()):
+            raise DatasetError(f"no target to validate on: {len(self.validation)} validation records")
         check_patients([r for s in self.stages for r in s.sampler.records], self.validation)
         self._out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.seed)
@@ -158,7 +164,8 @@ class Trainer:
         served = self.build()
         served.load_state_dict(average.state_dict())
         segmenter = TorchSegmenter(served)
-        scores = {s: mean_dice(evaluate(segmenter, self.validation, s)) for s in ("box", "click", "text")}
+        by_strategy = {s: list(evaluate(segmenter, self.validation, s)) for s in ("box", "click", "text")}
+        scores = {s: mean_dice(of) for s, of in by_strategy.items() if of}  # no text where no name is known
         entry = {
             "stage": index,
             "step": number,

@@ -1,0 +1,58 @@
+"""Views: every flip and transposition against numpy, crops against a padded original."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from imis_net.training.augmentation import View, random_view, resize_labels, resize_mask, whole_view
+
+FLIPS = list(itertools.product((False, True), repeat=3))
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+@pytest.mark.parametrize("corner", [(2, 3), (-4, -2), (5, 9), (-30, 4), (40, 0)])
+def test_views_are_crops_of_the_padded_image(flips, corner):
+    """Breaks if padding shifts the crop, or flips act on the wrong axis or after the transposition."""
+    array = np.random.default_rng(0).integers(1, 255, (13, 17, 3), np.uint8)
+    top, left = corner
+    padded = np.pad(array, ((50, 50), (50, 50), (0, 0)))
+    expected = padded[50 + top : 50 + top + 9, 50 + left : 50 + left + 11]
+    expected = np.flip(expected, [axis for axis in (0, 1) if flips[axis]])
+    if flips[2]:
+        expected = np.transpose(expected, (1, 0, 2))
+    assert np.array_equal(View(top, left, 9, 11, flips).apply(array), expected)
+
+
+@pytest.mark.parametrize("flips", FLIPS)
+def test_only_the_unflipped_view_keeps_sides(flips):
+    """Breaks if a view turned by two flips still calls the left kidney left: row flips turn prone to supine."""
+    assert View(0, 0, 4, 4, flips).keeps_sides == (not any(flips))
+
+
+@pytest.mark.parametrize("shape", [(30, 200), (200, 30), (90, 90)])
+def test_random_views_show_a_pixel_of_the_focus(shape):
+    """Breaks if a view misses what it was drawn for, so that draws are thrown away."""
+    focus = np.zeros(shape, bool)
+    focus[shape[0] - 1, 0] = True
+    for seed in range(60):
+        view = random_view(shape, focus, 0.3, 1.5, 0.5, np.random.default_rng(seed))
+        assert view.height == view.width >= 32
+        assert view.apply(focus).sum() == 1
+
+
+def test_whole_view_changes_nothing():
+    """Breaks if rows and columns are swapped."""
+    array = np.random.default_rng(0).random((5, 9))
+    assert np.array_equal(whole_view(array.shape).apply(array), array)
+
+
+def test_masks_and_labels_resize_to_the_same_place():
+    """Breaks if one of the two resizes shifts by half a pixel or swaps the axes."""
+    labels = np.zeros((30, 50), np.uint16)
+    labels[6:18, 10:40] = 7
+    by_label, by_mask = resize_labels(labels, 128) == 7, resize_mask(labels == 7, 128)
+    for axis in (0, 1):
+        ours, theirs = (np.flatnonzero(m.any(axis))[[0, -1]] for m in (by_label, by_mask))
+        assert np.abs(ours - theirs).max() <= 1
+    assert (by_label != by_mask).mean() < 0.02

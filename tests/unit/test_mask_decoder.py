@@ -1,0 +1,54 @@
+"""The mask decoder's outputs: shapes, the choice among candidates, the text's share."""
+
+import pytest
+import torch
+
+from imis_net.networks.mask_decoder import MaskDecoder, MaskPrediction
+
+DIM, SIDE = 32, 4
+
+
+@pytest.fixture
+def decoder() -> MaskDecoder:
+    torch.manual_seed(0)
+    return MaskDecoder(DIM, mlp_dim=64).eval()
+
+
+def run(decoder: MaskDecoder, num_targets: int, text: torch.Tensor | None = None) -> MaskPrediction:
+    generator = torch.Generator().manual_seed(1)
+    features, pe, dense = (torch.randn(1, DIM, SIDE, SIDE, generator=generator) for _ in range(3))
+    sparse = torch.randn(num_targets, 2, DIM, generator=generator)
+    return decoder((features,), pe, sparse, (dense,), text)
+
+
+@torch.no_grad()
+def test_shapes_are_those_of_the_contract(decoder):
+    """Breaks if a head reads another token than its own or the masks are not four times as fine."""
+    output = run(decoder, 3)
+    assert output.low_res_masks.shape == (3, 4, 4 * SIDE, 4 * SIDE)
+    assert output.iou_predictions.shape == (3, 4)
+    assert output.semantic_embeddings.shape == (3, 4, 512)
+    assert output.tokens.shape == (3, 9 + 2, DIM)
+    assert output.src.shape == (3, SIDE * SIDE, DIM)
+
+
+def test_best_never_takes_the_unambiguous_mask():
+    """Breaks if the first mask token, which is not trained here, wins by its predicted IoU."""
+    masks = torch.arange(8.0).view(2, 4, 1, 1)
+    iou = torch.tensor([[0.9, 0.1, 0.3, 0.2], [0.9, 0.5, 0.4, 0.1]])
+    low_res, best_iou, index = MaskPrediction(masks, iou, iou, iou, iou).best()
+    assert index.tolist() == [2, 1]
+    assert low_res.flatten().tolist() == [2, 5]
+    assert best_iou.tolist() == pytest.approx([0.3, 0.5])
+
+
+@torch.no_grad()
+def test_text_adds_one_map_to_all_four_masks(decoder):
+    """Breaks if the text term reaches one mask only, another prompt's mask, or scales the others."""
+    text = torch.randn(3, DIM, generator=torch.Generator().manual_seed(2))
+    added = run(decoder, 3, text).low_res_masks - run(decoder, 3).low_res_masks
+    assert added.abs().max() > 1e-3
+    torch.testing.assert_close(added, added[:, :1].expand_as(added), atol=1e-4, rtol=1e-3)
+    swapped = run(decoder, 3, text.flip(0)).low_res_masks - run(decoder, 3).low_res_masks
+    assert (swapped[0] - added[0]).abs().max() > 1e-3
+    torch.testing.assert_close(swapped[1], added[1])

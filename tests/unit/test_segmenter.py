@@ -1,0 +1,88 @@
+"""What the segmenter hands to the network: prompts grouped, never padded, the image never copied."""
+
+import numpy as np
+import pytest
+import torch
+
+from imis_net.networks.build import imis_net_compact
+from imis_net.prompts import ImageEmbedding, Prompt
+from imis_net.segmenter import TorchSegmenter
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> TorchSegmenter:
+    torch.manual_seed(0)
+    return TorchSegmenter(imis_net_compact(image_size=64))
+
+
+@pytest.fixture(scope="module")
+def embedding(segmenter) -> ImageEmbedding:
+    return segmenter.encode_image(np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8))
+
+
+@pytest.fixture
+def calls(segmenter):
+    """Every call of the network's decoder: (features, prompt tensors)."""
+    seen = []
+    original = segmenter.network.predict_masks
+
+    def recorded(features, **prompt):
+        seen.append((features, prompt))
+        return original(features, **prompt)
+
+    segmenter.network.predict_masks = recorded
+    yield seen
+    del segmenter.network.predict_masks
+
+
+def clicks(*xy: tuple[float, float]) -> Prompt:
+    return Prompt(np.array(xy), np.ones(len(xy)))
+
+
+def test_clicks_are_grouped_by_number_and_never_padded(segmenter, embedding, calls):
+    """Breaks if shorter lists of clicks are filled up with "no point", which changes their masks."""
+    segmenter.predict_batch(embedding, [clicks((1, 2)), clicks((3, 4), (5, 6)), clicks((7, 8)), Prompt(text="liver")])
+    sent = [None if p["point_coords"] is None else tuple(p["point_coords"].shape) for _, p in calls]
+    assert sorted(sent, key=str) == [(1, 2, 2), (2, 1, 2), None]
+    assert all(p["point_labels"] is None or (p["point_labels"] == 1).all() for _, p in calls)
+
+
+def test_image_stays_at_batch_1(segmenter, embedding, calls):
+    """Breaks if the embedding is copied for every prompt: 30 targets would take 30 times the memory."""
+    segmenter.predict_batch(embedding, [clicks((x, 5)) for x in range(7)])
+    ((features, prompt),) = calls
+    assert prompt["point_coords"].shape[0] == 7
+    assert all(f is kept for f, kept in zip(features, embedding.features, strict=True))
+    assert {f.shape[0] for f in features} == {1}
+
+
+def test_prompts_arrive_in_the_model_frame(segmenter, embedding, calls):
+    """Breaks if x is scaled by the height, y by the width, or the previous mask is scaled at all."""
+    previous = np.full((16, 16), 2.0, np.float32)
+    segmenter.predict(embedding, Prompt(np.array([[20, 10]]), np.array([0]), np.array([8, 4, 40, 20]), None, previous))
+    ((_, prompt),) = calls
+    assert prompt["point_coords"].tolist() == [[[16, 16]]]
+    assert prompt["point_labels"].tolist() == [[0]]
+    torch.testing.assert_close(prompt["boxes"], torch.tensor([[6.4, 6.4, 32, 32]]))
+    assert prompt["low_res_masks"].shape == (1, 1, 16, 16)
+    assert (prompt["low_res_masks"] == 2).all()
+
+
+def test_no_prompts_no_predictions(segmenter, embedding, calls):
+    """Breaks if an empty request crashes or runs the network."""
+    assert segmenter.predict_batch(embedding, []) == []
+    assert not calls
+
+
+def test_one_bad_prompt_refuses_the_batch_before_any_work(segmenter, embedding, calls):
+    """Breaks if the prompts before the bad one are computed and thrown away."""
+    with pytest.raises(ValueError, match="outside the image"):
+        segmenter.predict_batch(embedding, [clicks((1, 1)), clicks((79, 39)), clicks((80, 5))])
+    assert not calls
+
+
+def test_largest_box_that_is_let_in_gives_finite_masks(segmenter, embedding):
+    """Breaks if a hostile box overflows to NaN, which no JSON can carry."""
+    prediction = segmenter.predict(embedding, Prompt(box=np.array([-1e6, -1e6, 1e6, 1e6])))
+    assert np.isfinite(prediction.low_res_mask).all()
+    assert 0 <= prediction.iou_prediction <= 1
