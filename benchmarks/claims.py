@@ -1,0 +1,84 @@
+"""Claims of a benchmark: printed one per line beside their goals, and kept as rows that say where they were measured."""
+
+from __future__ import annotations
+
+import csv
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One figure and what it should be.
+
+    Attributes:
+        name: what was measured, unit included.
+        value: what was seen; NaN where it could not be measured here.
+        goal: the bound.
+        at_least: whether the goal is a lower bound; otherwise an upper one.
+        beside: what to compare with (floor, rival, arithmetic), for the reader only.
+    """
+
+    name: str
+    value: float
+    goal: float
+    at_least: bool = True
+    beside: str = ""
+
+    @property
+    def holds(self) -> bool:
+        return self.value >= self.goal if self.at_least else self.value <= self.goal
+
+    def __str__(self) -> str:
+        sign = ">=" if self.at_least else "<="
+        beside = f", {self.beside}" if self.beside else ""
+        return f"{self.name}: {self.value:.4g} (goal {sign} {self.goal:.4g}{beside}) {'ok' if self.holds else 'falls short'}"
+
+
+def report(table: str, claims: Sequence[Claim]) -> int:
+    """Print the claims, write ``results/<table>.csv``; the exit code: 1 if any falls short."""
+    for claim in claims:
+        print(claim, flush=True)
+    write_results(table, claims)
+    return int(not all(claim.holds for claim in claims))
+
+
+def write_results(table: str, claims: Sequence[Claim]) -> None:
+    where = _where()
+    RESULTS.mkdir(exist_ok=True)
+    with (RESULTS / f"{table}.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["claim", "value", "bound", "goal", "holds", "beside", *where])
+        for c in claims:
+            bound = ">=" if c.at_least else "<="
+            rows.writerow([c.name, f"{c.value:.6g}", bound, f"{c.goal:.6g}", c.holds, c.beside, *where.values()])
+
+
+def _where() -> dict[str, str]:
+    """Commit, device and versions: a figure without them is nobody's."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    ).stdout.strip()
+    return {
+        "commit": commit or "unknown",
+        "device": f"{_processor()} x{os.cpu_count()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
