@@ -1,4 +1,4 @@
-"""Claims of a benchmark: printed one per line beside their goals, and kept as rows that say where they were measured."""
+"""Claims of a benchmark: one line each beside its goal, and one row that says where it was measured."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ class Claim:
     def __str__(self) -> str:
         sign = ">=" if self.at_least else "<="
         beside = f", {self.beside}" if self.beside else ""
-        return f"{self.name}: {self.value:.4g} (goal {sign} {self.goal:.4g}{beside}) {'ok' if self.holds else 'falls short'}"
+        verdict = "ok" if self.holds else "falls short"
+        return f"{self.name}: {self.value:.4g} (goal {sign} {self.goal:.4g}{beside}) {verdict}"
 
 
 def report(table: str, claims: Sequence[Claim]) -> int:
