@@ -41,6 +41,16 @@ def test_random_views_show_a_pixel_of_the_focus(shape):
         assert view.apply(focus).sum() == 1
 
 
+def test_stretched_views_stay_on_the_focus():
+    """Breaks if shortening one side moves the view off what it was drawn for, or shortens both."""
+    focus = np.zeros((90, 120), bool)
+    focus[70, 100] = True
+    views = [random_view((90, 120), focus, 0.5, 1.2, 0.0, np.random.default_rng(i), 1.0) for i in range(60)]
+    assert all(v.apply(focus).sum() == 1 for v in views)
+    assert any(v.height < v.width for v in views)
+    assert any(v.height > v.width for v in views)
+
+
 def test_whole_view_changes_nothing():
     """Breaks if rows and columns are swapped."""
     array = np.random.default_rng(0).random((5, 9))
@@ -51,7 +61,7 @@ def test_masks_and_labels_resize_to_the_same_place():
     """Breaks if one of the two resizes shifts by half a pixel or swaps the axes."""
     labels = np.zeros((30, 50), np.uint16)
     labels[6:18, 10:40] = 7
-    by_label, by_mask = resize_labels(labels, 128) == 7, resize_mask(labels == 7, 128)
+    by_label, by_mask = resize_labels(labels, 128, 128) == 7, resize_mask(labels == 7, 128)
     for axis in (0, 1):
         ours, theirs = (np.flatnonzero(m.any(axis))[[0, -1]] for m in (by_label, by_mask))
         assert np.abs(ours - theirs).max() <= 1

@@ -81,7 +81,7 @@ def test_intensities_stay_in_range(seed):
 
 def test_synthetic_contrast_follows_the_labels():
     """Breaks if the painted image no longer shows the targets' borders."""
-    labels = resize_labels(record().targets[0][0], 64)
+    labels = resize_labels(record().targets[0][0], 64, 64)
     painted = synthetic_contrast(labels, np.zeros((64, 64, 3), np.float32), np.random.default_rng(1))[..., 0]
     means = [painted[labels == v].mean() for v in (0, 1, 2)]
     assert len({round(m) for m in means}) == 3
@@ -140,3 +140,35 @@ def test_draws_follow_the_weights():
         example = drawing.draw(rng)
         assert example.targets.shape == (3, 64, 64)
         assert "spleen" not in example.texts
+
+
+def test_a_coarse_image_says_how_large_its_pixels_are():
+    """Breaks if an enlarged image is prompted as if every model pixel were an annotator's."""
+    rng = np.random.default_rng(0)
+    fine = sampler().draw(rng)
+    coarse = [sampler(coarse_probability=1.0, min_pixels=1).draw(rng) for _ in range(20)]
+    assert fine.pixel_size == (1.0, 1.0)
+    assert all(x == y >= 1.0 for x, y in (e.pixel_size for e in coarse))
+    assert max(e.pixel_size[0] for e in coarse) > 1.2
+
+
+def test_specks_of_a_coarse_image_are_no_targets():
+    """Breaks if what would be a few pixels of the imagined image counts by its many pixels in the model frame."""
+    labels = np.zeros((128, 128), np.uint16)
+    labels[60:64, 60:64] = 1
+    speck = Record("c", "p", "s", "CT", np.zeros((128, 128, 3), np.uint8), ((labels, {1: "liver"}),))
+    settings = {"region_probability": 0.0, "synthetic_probability": 0.0, "min_scale": 1.0, "max_scale": 1.001}
+    rng = np.random.default_rng(0)
+    assert Sampler([speck], 256, 1, (), **settings).draw(rng).targets.any()
+    coarse = Sampler([speck], 256, 1, (), coarse_probability=1.0, **settings)
+    drawn = [coarse._from_record(speck, rng) for _ in range(50)]
+    assert any(e is None for e in drawn)
+    assert all(e.pixel_size[0] < 2.0 for e in drawn if e is not None)
+
+
+def test_scenes_come_at_their_share():
+    """Breaks if drawn scenes are never, or always, drawn."""
+    assert all(
+        e.texts is None for e in (sampler(scene_probability=1.0).draw(np.random.default_rng(i)) for i in range(5))
+    )
+    assert sampler(scene_probability=0.0, flip_probability=0.0, min_scale=1.0).draw(np.random.default_rng(0)).texts

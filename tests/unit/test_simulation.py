@@ -46,6 +46,14 @@ def test_boxes_move_by_at_most_the_offset_and_stay_inside(mask):
     assert (boxes[:, [2, 3]] <= [59, 39]).all()
 
 
+def test_jitter_counts_in_the_annotators_pixels(mask):
+    """Breaks if a coarse image, enlarged, is prompted more precisely than people could."""
+    rng = np.random.default_rng(0)
+    boxes = np.array([jittered_box(mask, rng, 2, (3.0, 1.5)) for _ in range(300)])
+    assert sorted({abs(x - 30) for x in boxes[:, 0]}) == [0, 3, 6]
+    assert sorted({abs(y - 10) for y in boxes[:, 1]}) == [0, 1.5, 3]
+
+
 def test_jitter_cannot_make_a_small_box_vanish():
     """Breaks if a target smaller than its jitter gets a box of no area."""
     mask = np.zeros((20, 20), bool)

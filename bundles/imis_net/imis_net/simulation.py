@@ -30,8 +30,15 @@ def random_click(mask: np.ndarray, rng: np.random.Generator, closest_fraction: f
     return np.array([x[i], y[i]], np.float32)
 
 
-def jittered_box(mask: np.ndarray, rng: np.random.Generator, max_offset_px: int = 5) -> np.ndarray:
+def jittered_box(
+    mask: np.ndarray,
+    rng: np.random.Generator,
+    max_offset_px: int = 5,
+    pixel_size: tuple[float, float] = (1.0, 1.0),
+) -> np.ndarray:
     """The tight box, float32 [4] inclusive corners, each side moved by up to ``max_offset_px``, inside the image.
+
+    ``pixel_size``: width and height of the pixels that the annotator sees, where the mask's own are finer.
 
     Raises:
         PromptError: the mask is empty.
@@ -40,7 +47,7 @@ def jittered_box(mask: np.ndarray, rng: np.random.Generator, max_offset_px: int 
     if len(rows) == 0:
         raise PromptError("cannot draw a box around an empty mask")
     box = np.array([columns[0], rows[0], columns[-1], rows[-1]], np.float32)
-    box += rng.integers(-max_offset_px, max_offset_px + 1, size=4)
+    box += rng.integers(-max_offset_px, max_offset_px + 1, size=4) * np.tile(pixel_size, 2)
     height, width = mask.shape
     x0, x1 = _ordered(box[0], box[2], width)
     y0, y1 = _ordered(box[1], box[3], height)

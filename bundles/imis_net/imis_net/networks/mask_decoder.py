@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from imis_net.networks.layers import MLP, LayerNorm2d
+from imis_net.networks.text_grounding import TextGrounding
 from imis_net.networks.two_way_transformer import TwoWayTransformer
 
 NUM_MASK_TOKENS = 4
@@ -65,7 +67,7 @@ class MaskDecoder(nn.Module):
         self, embed_dim: int, semantic_dim: int = 512, mlp_dim: int = 2048, use_fine_features: bool = False
     ) -> None:
         """``use_fine_features``: the image encoder and the prompt encoder also give maps at S/8 and S/4, which are
-        added while the masks are upscaled."""
+        added while the masks are upscaled, and text is grounded in the image."""
         super().__init__()
         dim8, dim4 = embed_dim // 4, embed_dim // 8
         self.transformer = TwoWayTransformer(embed_dim, mlp_dim=mlp_dim)
@@ -80,6 +82,7 @@ class MaskDecoder(nn.Module):
             nn.GELU(),
         )
         self.refine = nn.ModuleList([RefineBlock(dim8), RefineBlock(dim4)]) if use_fine_features else None
+        self.grounding = TextGrounding(embed_dim, dim8) if use_fine_features else None
         self.output_hypernetworks_mlps = nn.ModuleList(MLP(embed_dim, embed_dim, dim4) for _ in range(NUM_MASK_TOKENS))
         self.text_output = nn.Linear(embed_dim, dim4)
         self.iou_prediction_head = MLP(embed_dim, 256, NUM_MASK_TOKENS)
@@ -106,7 +109,11 @@ class MaskDecoder(nn.Module):
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight, self.semantic_tokens.weight])
         tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
         side = features[0].shape[-1]
-        tokens, src = self.transformer(features[0] + dense[0], image_pe, tokens)
+        image, evidence = features[0] + dense[0], None
+        if text is not None and self.grounding is not None:
+            evidence, embedded = self.grounding(features, image_pe, text)
+            image = image + embedded
+        tokens, src = self.transformer(image, image_pe, tokens)
         iou_token, mask_tokens, semantic_tokens, _ = tokens.split(
             [1, NUM_MASK_TOKENS, NUM_MASK_TOKENS, tokens.shape[1] - 1 - 2 * NUM_MASK_TOKENS], dim=1
         )
@@ -117,9 +124,11 @@ class MaskDecoder(nn.Module):
         )
         if text is not None:
             weights = weights + self.text_output(text)[:, None]
-        flat = rearrange(upscaled, "b c h w -> b c (h w)")
+        masks = rearrange(weights @ rearrange(upscaled, "b c h w -> b c (h w)"), "b m (h w) -> b m h w", h=4 * side)
+        if evidence is not None:
+            masks = masks + F.interpolate(evidence, scale_factor=2.0, mode="bilinear", align_corners=False)
         return MaskPrediction(
-            low_res_masks=rearrange(weights @ flat, "b m (h w) -> b m h w", h=4 * side),
+            low_res_masks=masks,
             iou_predictions=self.iou_prediction_head(iou_token[:, 0]),
             semantic_embeddings=self.semantic_prediction_head(semantic_tokens),
             tokens=tokens,

@@ -61,27 +61,38 @@ def random_view(
     max_scale: float,
     flip_probability: float,
     rng: np.random.Generator,
+    stretch_probability: float = 0.0,
 ) -> View:
-    """A square crop of ``scale`` times the longer side that contains a pixel of ``focus`` (bool [H, W], not empty)."""
+    """A crop of ``scale`` times the longer side that contains a pixel of ``focus`` (bool [H, W], not empty).
+
+    Square, but for a share of ``stretch_probability``: the model frame is square whatever the image, so that the
+    reslices of a volume with thick slices reach it stretched.
+    """
     scale = np.exp(rng.uniform(np.log(min_scale), np.log(max_scale)))
     side = max(32, round(max(shape[:2]) * scale))
+    sides = [side, side]
+    if rng.random() < stretch_probability:
+        sides[rng.integers(2)] = max(32, round(side * rng.uniform(0.3, 1.0)))
     y, x = np.nonzero(focus)
     i = rng.integers(len(x))
-    top = int(y[i] - rng.integers(side // 6, side - side // 6))
-    left = int(x[i] - rng.integers(side // 6, side - side // 6))
-    if side >= max(shape[:2]):  # a wider view needs no choice: centre it, roughly
-        top = -int(rng.integers(0, side - shape[0] + 1))
-        left = -int(rng.integers(0, side - shape[1] + 1))
+    top, left = (_start(n, int(at[i]), length, rng) for n, at, length in zip(shape, (y, x), sides, strict=False))
     flips = (False, False, False)
     if rng.random() < flip_probability:
         flips = (bool(rng.random() < 0.5), bool(rng.random() < 0.5), bool(rng.random() < 0.5))
-    return View(top, left, side, side, flips)
+    return View(top, left, sides[0], sides[1], flips)
 
 
-def resize_image(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> float32 [side, side, 3] on 0..255, antialiased."""
+def _start(size: int, at: int, length: int, rng: np.random.Generator) -> int:
+    """Where a view of ``length`` begins along an axis of ``size`` pixels so that it shows the pixel ``at``."""
+    if length >= size:  # a wider view needs no choice: centre it, roughly
+        return -int(rng.integers(0, length - size + 1))
+    return at - int(rng.integers(length // 6, length - length // 6))
+
+
+def resize_image(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """[H, W, 3] on 0..255 -> float32 [rows, columns, 3], antialiased."""
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
-    pixels = F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False, antialias=True)
+    pixels = F.interpolate(pixels, size=(rows, columns), mode="bilinear", align_corners=False, antialias=True)
     return pixels[0].permute(1, 2, 0).numpy()
 
 
@@ -93,10 +104,11 @@ def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
     return (F.interpolate(soft, size=(side, side), mode="bilinear", align_corners=False)[0, 0] > 0.5).numpy()
 
 
-def resize_labels(label_map: np.ndarray, side: int) -> np.ndarray:
-    """uint16 [H, W] -> uint16 [side, side], the nearest pixel."""
-    rows, columns = ((np.arange(side) + 0.5) * (n / side) for n in label_map.shape)
-    return label_map[rows.astype(int)][:, columns.astype(int)]
+def resize_labels(label_map: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """uint16 [H, W] -> uint16 [rows, columns], the nearest pixel."""
+    height, width = label_map.shape
+    y, x = (np.arange(rows) + 0.5) * (height / rows), (np.arange(columns) + 0.5) * (width / columns)
+    return label_map[y.astype(int)][:, x.astype(int)]
 
 
 def random_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

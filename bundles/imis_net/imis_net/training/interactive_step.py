@@ -60,6 +60,7 @@ class InteractiveStep:
         targets: Tensor,
         texts: Sequence[str] | None,
         rng: np.random.Generator,
+        pixel_size: tuple[float, float] = (1.0, 1.0),
     ) -> tuple[Tensor, list[float]]:
         """Interact with one image.
 
@@ -67,6 +68,7 @@ class InteractiveStep:
             features: the encoder's output for it, batch axis 1.
             targets: bool [B, S, S], none empty.
             texts: the B targets' names, or None where not all have one that the network knows.
+            pixel_size: width and height of the original image's pixels in the model frame.
 
         Returns:
             the loss, mean over rounds, and the mean Dice after each round.
@@ -75,7 +77,7 @@ class InteractiveStep:
             raise DatasetError("empty target: a training target needs at least one pixel")
         truth = targets.cpu().numpy()
         truth_float = targets[:, None].to(features[0].dtype)
-        prompt = self._first_prompt(truth, texts, rng, features[0].device)
+        prompt = self._first_prompt(truth, texts, rng, features[0].device, pixel_size)
         losses, dices = [], []
         for round_index in range(self.policy.num_rounds + 1):
             output = self.network.predict_masks(features, **prompt)
@@ -94,7 +96,12 @@ class InteractiveStep:
         return (full[:, 0] > 0).cpu().numpy()
 
     def _first_prompt(
-        self, truth: np.ndarray, texts: Sequence[str] | None, rng: np.random.Generator, device: torch.device
+        self,
+        truth: np.ndarray,
+        texts: Sequence[str] | None,
+        rng: np.random.Generator,
+        device: torch.device,
+        pixel_size: tuple[float, float],
     ) -> dict[str, Tensor | None]:
         kinds = self.policy.draw_first(rng, with_text=texts is not None)
         prompt: dict[str, Tensor | None] = dict.fromkeys(
@@ -105,7 +112,7 @@ class InteractiveStep:
             prompt["point_coords"] = torch.from_numpy(clicks).to(device)
             prompt["point_labels"] = torch.ones(len(truth), 1, dtype=torch.long, device=device)
         if "box" in kinds:
-            boxes = np.stack([jittered_box(t, rng, self.policy.max_offset_px) for t in truth])
+            boxes = np.stack([jittered_box(t, rng, self.policy.max_offset_px, pixel_size) for t in truth])
             prompt["boxes"] = torch.from_numpy(boxes).to(device)
         if "text" in kinds and texts is not None:
             prompt["text"] = self.network.encode_text(texts)

@@ -19,18 +19,28 @@ from imis_net.training.augmentation import (
     synthetic_contrast,
 )
 from imis_net.training.dataset import Record
+from imis_net.training.scenes import random_scene
 
+MIN_COARSE_SIDE = 40
 WIDE_SCALES = (0.9, 1.15)
 MAX_NUM_TRIES = 1000
 
 
 @dataclass(frozen=True, eq=False)
 class Example:
-    """image float32 [S, S, 3] on 0..255; targets bool [B, S, S]; the targets' names or None where one has none."""
+    """What one training step sees of one image.
+
+    Attributes:
+        image: float32 [S, S, 3] on 0..255.
+        targets: bool [B, S, S].
+        texts: the targets' names, or None where one has none.
+        pixel_size: width and height of the original image's pixels in the model frame; annotators miss by those.
+    """
 
     image: np.ndarray
     targets: np.ndarray
     texts: tuple[str, ...] | None
+    pixel_size: tuple[float, float] = (1.0, 1.0)
 
 
 @dataclass
@@ -47,6 +57,10 @@ class Sampler:
         synthetic_probability: share of examples repainted from their label map.
         min_scale, max_scale: a view's side relative to the image's longer side.
         wide_probability: share of views of the whole image, unflipped: where an organ lies is half of its name.
+        coarse_probability: share of examples seen as an image of fewer pixels than S x S, where an annotator's few
+            pixels are much of a target.
+        stretch_probability: share of views that are not square.
+        scene_probability: share of drawn scenes.
     """
 
     records: Sequence[Record]
@@ -60,6 +74,9 @@ class Sampler:
     max_scale: float = 1.25
     flip_probability: float = 0.5
     wide_probability: float = 0.0
+    coarse_probability: float = 0.0
+    stretch_probability: float = 0.0
+    scene_probability: float = 0.0
     min_pixels: int = 24
 
     def __post_init__(self) -> None:
@@ -76,17 +93,21 @@ class Sampler:
             DatasetError: no record gives a target, however often one tries.
         """
         for _ in range(MAX_NUM_TRIES):
-            record = self.records[rng.choice(len(self.records), p=self._shares)]
-            example = self._from_record(record, rng)
+            example = self._from_record(self._record(rng), rng)
             if example is not None:
                 return example
         raise DatasetError(f"no target in {MAX_NUM_TRIES} views of {len(self.records)} records")
+
+    def _record(self, rng: np.random.Generator) -> Record:
+        if rng.random() < self.scene_probability:
+            return random_scene(rng)
+        return self.records[rng.choice(len(self.records), p=self._shares)]
 
     def _weight(self, record: Record) -> float:
         return next((w for part, w in self.weights.items() if part in record.source), 1.0)
 
     def _from_record(self, record: Record, rng: np.random.Generator) -> Example | None:
-        use_regions = not record.targets or rng.random() < self.region_probability
+        use_regions = not record.targets or rng.random() < self._region_share(record)
         maps = ((self._region_map(record), {}),) if use_regions else record.targets
         focus_map, _ = maps[rng.integers(len(maps))]
         values = np.unique(focus_map)
@@ -94,31 +115,56 @@ class Sampler:
         if len(values) == 0:
             return None
         view = self._view(record.image.shape, focus_map == rng.choice(values), rng)
-        image = resize_image(view.apply(record.image), self.image_size)
-        views = [(view.apply(label_map), names) for label_map, names in maps]
-        named = [(crop, int(v), names.get(int(v), "")) for crop, names in views for v in self._large_enough(crop)]
+        image, views = view.apply(record.image), [(view.apply(label_map), names) for label_map, names in maps]
+        rows, columns = self._resolution(rng)
+        if rows < image.shape[0] or columns < image.shape[1]:
+            smaller = min(rows, image.shape[0]), min(columns, image.shape[1])
+            image = resize_image(image, *smaller)
+            views = [(resize_labels(label_map, *smaller), names) for label_map, names in views]
+        image = resize_image(image, self.image_size, self.image_size)
+        pixel_size = self.image_size / columns, self.image_size / rows
+        named = [
+            (crop, int(v), names.get(int(v), ""))
+            for crop, names in views
+            for v in self._large_enough(crop, rows * columns)
+        ]
         if not named:
             return None
         if rng.random() < self.synthetic_probability:
-            image = synthetic_contrast(resize_labels(views[rng.integers(len(views))][0], self.image_size), image, rng)
+            label_map = resize_labels(views[rng.integers(len(views))][0], self.image_size, self.image_size)
+            image = synthetic_contrast(label_map, image, rng)
         chosen = [named[i] for i in _choose(len(named), self.num_targets, rng)]
         targets = np.stack([resize_mask(crop == value, self.image_size) for crop, value, _ in chosen])
         if not targets.any((1, 2)).all():
             return None
         texts = tuple(canonical_name(name) for _, _, name in chosen)
         has_texts = view.keeps_sides and all(t in self.known_texts for t in texts)
-        return Example(random_intensity(image, rng), targets, texts if has_texts else None)
+        return Example(random_intensity(image, rng), targets, texts if has_texts else None, pixel_size)
+
+    def _region_share(self, record: Record) -> float:
+        return self.region_probability if record.source != "scene" else 0.0
 
     def _view(self, shape: tuple[int, ...], focus: np.ndarray, rng: np.random.Generator) -> View:
         if rng.random() < self.wide_probability:
             return random_view(shape, focus, *WIDE_SCALES, 0.0, rng)
-        return random_view(shape, focus, self.min_scale, self.max_scale, self.flip_probability, rng)
+        scales = self.min_scale, self.max_scale
+        return random_view(shape, focus, *scales, self.flip_probability, rng, self.stretch_probability)
 
-    def _large_enough(self, label_map: np.ndarray) -> np.ndarray:
-        """Values with at least ``min_pixels`` pixels once the map is brought to S x S."""
+    def _resolution(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Rows and columns of the image that the annotator is thought to see."""
+        sides = [self.image_size, self.image_size]
+        if rng.random() < self.coarse_probability:
+            sides = [round(np.exp(rng.uniform(np.log(MIN_COARSE_SIDE), np.log(self.image_size))))] * 2
+            if rng.random() < self.stretch_probability:
+                i = rng.integers(2)
+                sides[i] = max(MIN_COARSE_SIDE // 2, round(sides[i] * rng.uniform(0.15, 1.0)))
+        return sides[0], sides[1]
+
+    def _large_enough(self, label_map: np.ndarray, num_pixels: int) -> np.ndarray:
+        """Values with at least ``min_pixels`` pixels in an image of ``num_pixels``."""
         counts = np.bincount(label_map.ravel())
         counts[0] = 0
-        return np.flatnonzero(counts * (self.image_size**2 / label_map.size) >= self.min_pixels)
+        return np.flatnonzero(counts * (num_pixels / label_map.size) >= self.min_pixels)
 
     def _region_map(self, record: Record) -> np.ndarray:
         """Regions of equal appearance, uint16 [H, W], made once per record; regions of background are dropped."""

@@ -142,7 +142,7 @@ class Trainer:
         losses, dices = [], []
         for i, example in enumerate(examples):
             own = tuple(f[i : i + 1] for f in features)
-            loss, dice = step(own, torch.from_numpy(example.targets), example.texts, rng)
+            loss, dice = step(own, torch.from_numpy(example.targets), example.texts, rng, example.pixel_size)
             losses.append(loss)
             dices.append(dice)
         return torch.stack(losses).mean(), np.mean(dices, axis=0).tolist()
