@@ -35,14 +35,17 @@ class Claim:
     beside: str = ""
 
     @property
+    def bound(self) -> str:
+        return ">=" if self.at_least else "<="
+
+    @property
     def holds(self) -> bool:
         return self.value >= self.goal if self.at_least else self.value <= self.goal
 
     def __str__(self) -> str:
-        sign = ">=" if self.at_least else "<="
         beside = f", {self.beside}" if self.beside else ""
         verdict = "ok" if self.holds else "falls short"
-        return f"{self.name}: {self.value:.4g} (goal {sign} {self.goal:.4g}{beside}) {verdict}"
+        return f"{self.name}: {self.value:.4g} (goal {self.bound} {self.goal:.4g}{beside}) {verdict}"
 
 
 def report(table: str, claims: Sequence[Claim]) -> int:
@@ -60,8 +63,7 @@ def write_results(table: str, claims: Sequence[Claim]) -> None:
         rows = csv.writer(file)
         rows.writerow(["claim", "value", "bound", "goal", "holds", "beside", *where])
         for c in claims:
-            bound = ">=" if c.at_least else "<="
-            rows.writerow([c.name, f"{c.value:.6g}", bound, f"{c.goal:.6g}", c.holds, c.beside, *where.values()])
+            rows.writerow([c.name, f"{c.value:.6g}", c.bound, f"{c.goal:.6g}", c.holds, c.beside, *where.values()])
 
 
 def _where() -> dict[str, str]:

@@ -13,12 +13,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: the folder is missing or cannot be written.
     """
-    draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
-    try:
-        draft.write_bytes(content)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    _replace(path, content, is_durable=False)
 
 
 def write_durably(path: Path, content: bytes) -> None:
@@ -27,17 +22,25 @@ def write_durably(path: Path, content: bytes) -> None:
     Raises:
         OSError: the folder is missing or cannot be written.
     """
+    _replace(path, content, is_durable=True)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or a folder's names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, content: bytes, is_durable: bool) -> None:
     draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        with draft.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        draft.write_bytes(content)
+        if is_durable:  # before the rename, which may reach the disk first
+            sync(draft)
         os.replace(draft, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
     finally:
         draft.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 matplotlib.use("Agg")  # files only; a server has no screen
 from matplotlib import pyplot as plt
 
+from imis_net.evaluation.bootstrap import mean_interval
 from imis_net.evaluation.harness import Score
 
 MAX_NUM_CLICKS = 20
@@ -56,7 +57,7 @@ def summarise(scores: Sequence[Score], seed: int = 0) -> list[Row]:
         for level in ("mask", "image"):
             for number, of_round in sorted(by_round.items()):
                 values = _by_level(of_round, level)
-                low, high = _interval(values, np.random.default_rng(seed))
+                low, high = mean_interval(values, np.random.default_rng(seed), NUM_RESAMPLES)
                 facts: Row = {
                     "level": level,
                     "group": group,
@@ -137,13 +138,6 @@ def _by_level(scores: Sequence[Score], level: str) -> np.ndarray:
     for score in scores:
         images[score.case].append(score.dice)
     return np.array([np.mean(v) for v in images.values()])
-
-
-def _interval(values: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
-    """95 % percentile bootstrap of the mean."""
-    picks = rng.integers(len(values), size=(NUM_RESAMPLES, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return float(low), float(high)
 
 
 def _markdown(row: Row) -> str:

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from imis_net.errors import DatasetError
+from imis_net.evaluation.bootstrap import mean_interval
 from imis_net.evaluation.harness import Score, evaluate
 from imis_net.segmenter import Segmenter
 from imis_net.training.dataset import Record
 
 MARGIN_DICE = 0.01
 NUM_RESAMPLES = 2000
-CONFIDENCE = 0.95
 GATE_STRATEGIES = (("click", 3), ("box", 3), ("text", 3))
 """First prompts, each followed by corrective rounds."""
 
@@ -33,7 +33,7 @@ class GroupVerdict:
         group: "all", or "modality:CT", "label:liver", "strategy:box".
         num_targets: how many targets the interval rests on.
         production, candidate: mean Dice.
-        low, high: bootstrap interval of the mean difference.
+        low, high: 95 % bootstrap interval of the mean difference.
     """
 
     group: str
@@ -112,10 +112,6 @@ def _groups(keys: Iterable[Key]) -> dict[str, list[Key]]:
 def _verdict(group: str, pairs: Sequence[Pair], seed: int) -> GroupVerdict:
     values = np.array(pairs)
     differences = values[:, 1] - values[:, 0]
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(differences), size=(NUM_RESAMPLES, len(differences)))
-    means = differences[picks].mean(1)
-    tail = 100 * (1 - CONFIDENCE) / 2
-    low, high = np.percentile(means, [tail, 100 - tail])
+    low, high = mean_interval(differences, np.random.default_rng(seed), NUM_RESAMPLES)
     before, after = values.mean(0)
-    return GroupVerdict(group, len(pairs), float(before), float(after), float(low), float(high))
+    return GroupVerdict(group, len(pairs), float(before), float(after), low, high)

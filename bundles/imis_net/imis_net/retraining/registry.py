@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from imis_net.checkpoint import sha256
 from imis_net.errors import CheckpointError
-from imis_net.files import write_durably
+from imis_net.files import sync, write_durably
 
 WEIGHTS = "weights.safetensors"
 
@@ -93,9 +93,9 @@ class ModelRegistry:
                 shutil.copyfile(weights, draft / WEIGHTS)
                 write_durably(draft / "facts.json", json.dumps(dict(facts), indent=1).encode())
                 write_durably(draft / "report.html", report.encode())
-                _sync(draft / WEIGHTS)
+                sync(draft / WEIGHTS)
                 os.replace(draft, folder)
-                _sync(self._versions)
+                sync(self._versions)
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return digest
@@ -142,11 +142,3 @@ class ModelRegistry:
         if not digest or not all(c in "0123456789abcdef" for c in digest):
             raise CheckpointError(f"version: expected a sha256 in hexadecimal, got {digest[:80]!r}")
         return self._versions / digest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -19,7 +19,7 @@ from imis_net.training.augmentation import (
     synthetic_contrast,
 )
 from imis_net.training.dataset import Record
-from imis_net.training.scenes import random_scene
+from imis_net.training.scenes import SOURCE, random_scene
 
 MIN_COARSE_SIDE = 40
 WIDE_SCALES = (0.9, 1.15)
@@ -142,7 +142,7 @@ class Sampler:
         return Example(random_intensity(image, rng), targets, texts if has_texts else None, pixel_size)
 
     def _region_share(self, record: Record) -> float:
-        return self.region_probability if record.source != "scene" else 0.0
+        return self.region_probability if record.source != SOURCE else 0.0
 
     def _view(self, shape: tuple[int, ...], focus: np.ndarray, rng: np.random.Generator) -> View:
         if rng.random() < self.wide_probability:

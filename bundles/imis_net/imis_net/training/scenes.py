@@ -16,6 +16,7 @@ from scipy.spatial import cKDTree
 from imis_net.training.dataset import Record
 
 MIN_SIDE, MAX_SIDE = 56, 256
+SOURCE = "scene"
 
 
 def random_scene(rng: np.random.Generator) -> Record:
@@ -27,7 +28,7 @@ def random_scene(rng: np.random.Generator) -> Record:
     targets: tuple[tuple[np.ndarray, dict[int, str]], ...] = tuple(
         (m.astype(np.uint16), {}) for m in label_maps if m.any()
     )
-    return Record(draw.__name__, "scene", "scene", "scene", np.repeat(grey[..., None], 3, axis=2), targets)
+    return Record(draw.__name__, SOURCE, SOURCE, SOURCE, np.repeat(grey[..., None], 3, axis=2), targets)
 
 
 def cells(side: int, rng: np.random.Generator) -> tuple[np.ndarray, list[np.ndarray]]:
