@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated
 from urllib.parse import parse_qsl
 
@@ -30,6 +31,9 @@ from starlette.types import Receive, Scope, Send
 if TYPE_CHECKING:
     from monailabel.interfaces.app import MONAILabelApp
 
+MODULES: Sequence[ModuleType] = ()
+"""Each has ``routes(app) -> list[BaseRoute]``, where ``app()`` is the running app; one line per feature."""
+
 _NAMES = {"image", "id", "label", "tag", "session_id"}
 """Query parameters that MONAI Label joins to a folder's path."""
 
@@ -39,8 +43,10 @@ def install(server: FastAPI, app: Callable[[], MONAILabelApp]) -> None:
     server.router.routes[:] = [r for r in server.router.routes if not getattr(r, "is_imis", False)]
     user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
     infer = APIRoute("/infer/{model}", _infer_endpoint(app), methods=["POST"], tags=["Infer"], dependencies=[user])
-    infer.is_imis = True  # type: ignore[attr-defined]
-    server.router.routes[:0] = [PathGuard(), infer]
+    ours = [infer, *(route for module in MODULES for route in module.routes(app))]
+    for route in ours:
+        route.is_imis = True  # type: ignore[attr-defined]
+    server.router.routes[:0] = [PathGuard(), *ours]
     server.add_exception_handler(MONAILabelException, _on_monailabel_error)
     server.add_exception_handler(json.JSONDecodeError, _on_json_error)
     server.middleware_stack = server.build_middleware_stack()  # handlers are read when it is built
