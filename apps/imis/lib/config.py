@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -102,6 +103,16 @@ def read_config(conf: Mapping[str, str]) -> Config:
     if needed and not getattr(config, needed):
         raise ValueError(f"--conf auth {config.auth}: expected --conf {needed} as well")
     return config
+
+
+def state_dir(config: Config, studies: str) -> Path:
+    """Where what outlives the server lies: as told, beside a folder of studies, or in the user's cache for a PACS."""
+    if config.state_dir:
+        return config.state_dir
+    if studies.startswith(("http://", "https://")):
+        name = hashlib.blake2b(studies.encode(), digest_size=8).hexdigest()
+        return Path.home() / ".cache" / "imis_net" / name
+    return Path(studies) / ".imis"
 
 
 def _model(value: str) -> str:

@@ -6,14 +6,13 @@ an opaque 500, read any file of the machine as an image, and write labels outsid
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Coroutine, Hashable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 from urllib.parse import parse_qsl
 
 from fastapi import BackgroundTasks, Depends, FastAPI, File, Form, HTTPException, UploadFile
@@ -29,18 +28,19 @@ from monailabel.utils.others.generic import remove_file
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from lib import login, stock_routes, telemetry
+from lib import login, stock_routes, target_routes, telemetry
 from lib.gate import check_plain
+from lib.names import checked_name
 from lib.pool import PoolFull, Superseded
+from lib.work import in_pool, user_of
 
 if TYPE_CHECKING:
     from main import ImisApp
 
-T = TypeVar("T")
-
 MODULES: Sequence[ModuleType] = (
     telemetry,
     login,
+    target_routes,
     stock_routes,  # last: whatever is ours goes before what is the host's
 )
 """Each has ``routes(app) -> list[BaseRoute]``, where ``app()`` is the running app; one line per feature."""
@@ -65,17 +65,6 @@ def install(server: FastAPI, app: Callable[[], ImisApp]) -> None:
     server.middleware_stack = server.build_middleware_stack()  # handlers are read when it is built
 
 
-def checked_name(key: str, value: str) -> str:
-    """A name that stays inside the folder it is joined to.
-
-    Raises:
-        HTTPException: 422 for anything that walks: a separator, "..", a leading dot, a control character.
-    """
-    if not value.isprintable() or value.startswith(".") or ".." in value or any(c in value for c in "/\\"):
-        raise HTTPException(422, f"{key}: expected a name without path, got {value[:80]!r}")
-    return value
-
-
 class PathGuard(BaseRoute):
     """Answers 422 in place of every endpoint when a name in the query is a path, before any body is read."""
 
@@ -95,20 +84,6 @@ class PathGuard(BaseRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         await JSONResponse({"detail": scope["imis_detail"]}, 422)(scope, receive, send)
-
-
-async def in_pool(app: ImisApp, job: Callable[[], T], key: Hashable | None = None) -> T:
-    """The job's answer, computed by a worker while the event loop goes on.
-
-    Raises:
-        PoolFull: answered 429; Superseded: answered 409; and what the job raises.
-    """
-    return await asyncio.wrap_future(app.pool.submit(job, key))
-
-
-def user_of(request: HttpRequest, client_id: object = "") -> str:
-    """Who asks: whom the credentials name; without any, what the viewer calls its user."""
-    return request.scope.get("imis_user") or str(client_id or "")
 
 
 def _infer_endpoint(app: Callable[[], ImisApp]) -> Callable[..., Coroutine[object, object, object]]:

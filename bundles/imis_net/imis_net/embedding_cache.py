@@ -1,4 +1,7 @@
-"""Image embeddings by key: bounded in bytes, least recently used goes first, one encoder run per key at a time."""
+"""Image embeddings by key: bounded in bytes, least recently used goes first, one encoder run per key at a time.
+
+Memory is a window onto the disk, where there is one: what was pushed out or made by an earlier server is read again.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,16 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.prompts import ImageEmbedding
 
 
 class EmbeddingCache:
     """Thread safe. Keys must name image, slice, intensity mapping and encoder weights; the caller makes them."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, disk: EmbeddingDisk | None = None) -> None:
         self.max_bytes = max_bytes
+        self.disk = disk
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, ImageEmbedding] = OrderedDict()
         self._in_flight: dict[str, Future[ImageEmbedding]] = {}
@@ -22,6 +27,7 @@ class EmbeddingCache:
         self.num_hits = 0
         self.num_misses = 0
         self.num_evictions = 0
+        self.num_disk_hits = 0
 
     @property
     def num_bytes(self) -> int:
@@ -50,11 +56,14 @@ class EmbeddingCache:
                 self._in_flight[key] = mine
         if future is not None:
             return future.result(), True
-        return self._encode(key, encode, mine), False
+        return self._fill(key, encode, mine)
 
-    def _encode(self, key: str, encode: Callable[[], ImageEmbedding], future: Future[ImageEmbedding]) -> ImageEmbedding:
+    def _fill(
+        self, key: str, encode: Callable[[], ImageEmbedding], future: Future[ImageEmbedding]
+    ) -> tuple[ImageEmbedding, bool]:
         try:
-            embedding = encode()
+            stored = self.disk.read(key) if self.disk else None
+            embedding = stored or encode()
         except BaseException as error:
             with self._lock:
                 del self._in_flight[key]
@@ -63,8 +72,11 @@ class EmbeddingCache:
         with self._lock:
             del self._in_flight[key]
             self._put(key, embedding)
+            self.num_disk_hits += stored is not None
         future.set_result(embedding)
-        return embedding
+        if self.disk and stored is None:
+            self.disk.write(key, embedding)
+        return embedding, stored is not None
 
     def _put(self, key: str, embedding: ImageEmbedding) -> None:
         if embedding.num_bytes > self.max_bytes:

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 from lib import routes
+from lib.names import checked_name
 
 
 @pytest.fixture
@@ -33,14 +34,14 @@ def server() -> FastAPI:
 def test_names_that_walk_or_hide_are_refused(name: str) -> None:
     """Breaks when a name could leave the folder that it is joined to."""
     with pytest.raises(HTTPException, match="without path") as error:
-        routes.checked_name("image", name)
+        checked_name("image", name)
     assert error.value.status_code == 422
 
 
 @pytest.mark.parametrize("name", ["abdomen_ct_1", "1.2.840.113619.2.55", "Fall 3 (neu)", "größe"])
 def test_ordinary_names_pass(name: str) -> None:
     """Breaks when a DICOM UID or a name of another language becomes an error."""
-    assert routes.checked_name("image", name) == name
+    assert checked_name("image", name) == name
 
 
 def test_paths_in_the_query_reach_no_endpoint(server: FastAPI) -> None:
