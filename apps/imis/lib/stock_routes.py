@@ -13,8 +13,9 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from anyio import to_thread
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.routing import APIRoute
+from monailabel.config import settings
 from monailabel.endpoints import (
     activelearning,
     batch_infer,
@@ -90,6 +91,8 @@ def _proxies() -> Iterator[BaseRoute]:
 
 def _proxy(operation: str) -> Callable[..., Coroutine[Any, Any, Response]]:
     async def forward(request: Request, path: str) -> Response:
+        if not settings.MONAI_LABEL_STUDIES.startswith(("http://", "https://")):
+            raise HTTPException(404, "no DICOMweb server here: the studies are a folder")
         body = await request.body()
         kept = [(key, value) for key, value in request.scope["headers"] if key not in _OURS_ALONE]
         inner = Request({**request.scope, "headers": kept})
