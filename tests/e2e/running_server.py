@@ -37,32 +37,38 @@ def free_port() -> int:
 
 
 @contextmanager
-def running_server(folder: Path, studies: Path, *arguments: str, host: str = "127.0.0.1") -> Iterator[RunningServer]:
+def running_server(
+    folder: Path, studies: Path, *arguments: str, app: Path = APP, ready: str = "/readyz"
+) -> Iterator[RunningServer]:
     """MONAI Label's own command with this project's app, stopped at the end."""
     port, log = free_port(), folder / "server.log"
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
     with log.open("a") as output:
         process = subprocess.Popen(
-            [*command, "--host", host, "--port", str(port), *arguments],
+            [*command, "--host", "127.0.0.1", "--port", str(port), *arguments],
             stdout=output,
             stderr=output,
             cwd=folder,
-            env={**os.environ, "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")},
+            env={
+                **os.environ,
+                "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+                "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+            },
         )
     server = RunningServer(f"http://127.0.0.1:{port}", log, process)
     try:
-        _wait(server)
+        _wait(server, ready)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(30)
 
 
-def _wait(server: RunningServer) -> None:
+def _wait(server: RunningServer, ready: str) -> None:
     for _ in range(480):
         assert server.process.poll() is None, f"server stopped:\n{server.log.read_text()[-4000:]}"
         try:
-            if requests.get(f"{server.url}/readyz", timeout=30).status_code == 200:
+            if requests.get(server.url + ready, timeout=30).status_code == 200:
                 return
         except requests.ConnectionError:
             pass

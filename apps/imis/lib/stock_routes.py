@@ -7,6 +7,7 @@ thread pool.
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 from collections.abc import Callable, Coroutine, Iterator
@@ -28,17 +29,16 @@ from monailabel.endpoints import (
     scoring,
     session,
     train,
-    wsi_infer,
 )
 from starlette.routing import BaseRoute
 
-_MODULES = (info, model, wsi_infer, batch_infer, train, activelearning, scoring, datastore, logs, ohif, session)
+_MODULES = (info, model, batch_infer, train, activelearning, scoring, datastore, logs, ohif, session)
 _OURS_ALONE = (b"authorization", b"cookie", b"host", b"content-length", b"origin", b"referer")
 """Headers that are no business of the DICOMweb server behind the proxy."""
 
 
 def routes(app: Callable[[], object]) -> list[BaseRoute]:
-    return [*_threaded(), *_proxies()]
+    return [*_threaded(), *_proxies(), *_no_wsi()]
 
 
 def _threaded() -> Iterator[BaseRoute]:
@@ -60,7 +60,12 @@ def in_thread(endpoint: Callable[..., Coroutine[Any, Any, object]]) -> Callable[
         return endpoint
 
     def plain(*args: object, **kwargs: object) -> object:
-        return _driven(endpoint(*args, **kwargs))
+        try:
+            return _driven(endpoint(*args, **kwargs))
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:  # an uploaded file's, which becomes a file's here
+                raise HTTPException(422, "file name: too long") from error
+            raise
 
     functools.update_wrapper(plain, endpoint)
     delattr(plain, "__wrapped__")  # or FastAPI would find the coroutine function again
@@ -80,6 +85,15 @@ def _driven(coroutine: Coroutine[Any, Any, object]) -> object:
         return end.value
     coroutine.close()
     raise RuntimeError("expected an endpoint that does not wait for the event loop")
+
+
+def _no_wsi() -> Iterator[BaseRoute]:
+    async def refuse(model: str) -> None:
+        """Whole-slide images are another kind of image than these models read."""
+        raise HTTPException(404, f"no model for whole-slide images: got {model[:60]!r}")
+
+    for path in ("/infer/wsi/{model}", "/infer/wsi_v2/{model}"):
+        yield APIRoute(path, refuse, methods=["POST"], include_in_schema=False)
 
 
 def _proxies() -> Iterator[BaseRoute]:
