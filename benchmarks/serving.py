@@ -188,9 +188,8 @@ def _many_users(server: RunningServer, num_clicks: int) -> list[Claim]:
     solo = [walk(user, "solo")[0] for user in range(NUM_USERS)]
     with ThreadPoolExecutor(NUM_USERS) as users:
         together = list(users.map(lambda user: walk(user, "together"), range(NUM_USERS)))
-    num_different = sum(
-        a != b for alone, (at_once, _) in zip(solo, together, strict=True) for a, b in zip(alone, at_once, strict=True)
-    )
+    at_once = [digests for digests, _ in together]
+    num_different = sum(a != b for pair in zip(solo, at_once, strict=True) for a, b in zip(*pair, strict=True))
     times = np.array([s for _, seconds in together for s in seconds])
     p50, p99 = np.percentile(times, [50, 99])
     total = f"{NUM_USERS} users x {num_clicks} clicks"

@@ -1,4 +1,4 @@
-"""The same network the way MONAI Label's own interactive tasks run one: read, encode, decode and write at every click."""
+"""The same network run as MONAI Label's own interactive tasks are: read, encode, decode and write at every click."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class EncodeAtEveryClick(BasicInferTask):
 
     def run_inferer(self, data: Any, convert_to_batch: bool = True, device: str = "cpu") -> Any:
         voxels = np.asarray(data["image"][0])
-        x, y, index = data["foreground"][-1]
+        index = data["foreground"][-1][2]
         image = Volume(voxels.astype(np.int16), np.eye(4)).slice_rgb(index, 2, (40.0, 400.0))
         embedding = self.segmenter.encode_image(image)
         self.num_encoder_runs += 1

@@ -1,4 +1,4 @@
-"""This project's app with two models more, whose time is known: ``busy`` computes for 3 s and ``wait`` waits for 1 s."""
+"""This project's app with two more models, of known time: ``busy`` computes for 3 s and ``wait`` waits for 1 s."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ import torch
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 _spec = importlib.util.spec_from_file_location("imis_main", Path(sys.path[0]) / "main.py")
-assert _spec is not None and _spec.loader is not None
+assert _spec is not None
+assert _spec.loader is not None
 _main = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(_main)
 ImisApp = _main.ImisApp  # what MONAI Label looks for: its base is MONAILabelApp
