@@ -58,7 +58,7 @@ class TokenFile:
         given = hashlib.sha256(token.encode()).hexdigest()
         found = None
         for entry in self._entries:  # all of them, whatever matches: time tells nothing
-            if hmac.compare_digest(given, str(entry["sha256"])):
+            if hmac.compare_digest(given, str(entry["sha256"]).lower()):
                 found = entry
         if found is None:
             raise BadToken("unknown token")
@@ -118,8 +118,8 @@ class OpenIdConnect:
             raise BadToken(f"token refused: {type(error).__name__}") from error
         except jwt.PyJWTError as error:
             raise BadToken("token refused: no such signing key") from error
-        except requests.RequestException as error:
-            raise BadToken("the identity provider does not answer") from error
+        except (requests.RequestException, KeyError) as error:
+            raise BadToken("the identity provider does not answer as OpenID Connect says") from error
         # Keycloak's access tokens name the client in azp, and in aud only if told so.
         audience = claims.get("aud") or []
         named = {claims.get("azp"), *([audience] if isinstance(audience, str) else audience)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 from imis_net.images import Volume
 from imis_net.interruption import Interrupted, interruptible_by
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Prefetcher:
                     self._encode_around(place)
             except Interrupted:
                 self._resume(place)
+            except Exception as error:  # nobody waits for it: a click on that slice will tell its user
+                logger.warning("encoding ahead failed: %s", type(error).__name__)
 
     def _encode_around(self, place: Place) -> None:
         for index in place.neighbours(self.reach):

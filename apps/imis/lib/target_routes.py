@@ -93,7 +93,10 @@ def _key(http: Request, client_id: str, image: str, target: str) -> TargetKey:
 
 async def _step(app: ImisApp, http: Request, key: TargetKey, event: Event) -> dict[str, object]:
     def job() -> Answer:
-        return app.targets.advance(key, event, app.path_of(key.image))
+        try:
+            return app.targets.advance(key, event, app.path_of(key.image))
+        finally:
+            app.targets.withdraw(key, event)
 
     app.targets.announce(key, event)
     try:

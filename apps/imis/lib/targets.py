@@ -9,7 +9,8 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class _Target:
     view: View = field(default_factory=lambda: View({}))
     predictions: dict[int, Prediction] = field(default_factory=dict)
     is_same_as_logged: bool = True
+    num_open: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -86,9 +88,13 @@ class Targets:
             self._waiting.setdefault(key, deque()).append(event)
 
     def withdraw(self, key: TargetKey, event: Event) -> None:
-        """Forget a step whose job found no place."""
+        """Forget a step that found no place or no image; one that was taken already is no longer here."""
         with self._lock:
-            self._waiting[key].remove(event)
+            waiting = self._waiting.get(key, deque())
+            if event in waiting:
+                waiting.remove(event)
+            if not waiting:
+                self._waiting.pop(key, None)
 
     def advance(self, key: TargetKey, event: Event, path: Path) -> Answer:
         """Take the announced steps up to this one, and answer for them together.
@@ -96,32 +102,40 @@ class Targets:
         Raises:
             PromptError, ImageError: this step cannot be used; nothing has changed but by the steps before it.
         """
-        with self.engine.prefetcher.click():
-            target = self._target(key, path)
-            with target.lock:
-                return self._advance(key, target, event, path)
+        with self.engine.prefetcher.click(), self._opened(key, path) as target:
+            return self._advance(key, target, event, path)
 
     def read(self, key: TargetKey, path: Path) -> tuple[np.ndarray, Volume, int]:
         """The target's mask, uint8 [I, J, K], its volume, and how many steps count."""
-        target = self._target(key, path)
         volume = self.engine.volumes.read(path)
-        with target.lock:
+        with self._opened(key, path) as target:
             mask = np.zeros(volume.array.shape[:3], np.uint8, order="F")
             slices = np.moveaxis(mask, target.view.axis, -1)
             for index, prediction in target.predictions.items():
                 slices[..., index].T[prediction.mask] = 1
             return mask, volume, target.history.num_done
 
-    def _target(self, key: TargetKey, path: Path) -> _Target:
+    @contextmanager
+    def _opened(self, key: TargetKey, path: Path) -> Iterator[_Target]:
+        """The target for this thread alone; while anybody has it open it stays in memory, so that there is one."""
         with self._lock:
             target = self._targets.setdefault(key, _Target())
             self._targets.move_to_end(key)
-            while len(self._targets) > MAX_NUM_TARGETS:
-                self._targets.popitem(last=False)
-        with target.lock:
-            if not target.history.steps:
-                self._replay(key, target, path)
-        return target
+            target.num_open += 1
+        try:
+            with target.lock:
+                if not target.history.steps:
+                    self._replay(key, target, path)
+                yield target
+        finally:
+            with self._lock:
+                target.num_open -= 1
+                self._push_out()
+
+    def _push_out(self) -> None:
+        idle = [key for key, target in self._targets.items() if not target.num_open]
+        for key in idle[: max(0, len(self._targets) - MAX_NUM_TARGETS)]:
+            del self._targets[key]
 
     def _replay(self, key: TargetKey, target: _Target, path: Path) -> None:
         events = self.log.read(key)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from imis_net.errors import PromptError
+from imis_net.errors import ImageError, PromptError
 from imis_net.networks.build import COMPACT_CATEGORIES
 from imis_net.rle import apply_patch
 from imis_net.segmenter import TorchSegmenter, load_segmenter
@@ -97,6 +97,27 @@ def test_a_superseded_step_counts_in_the_newer_answer(targets: Targets, path: Pa
         targets.announce(LIVER, event)
     answer = targets.advance(LIVER, events[-1], path)
     assert (answer.mask_digest, answer.num_done) == (wanted, 2)
+
+
+def test_a_step_without_an_image_is_not_taken_later(targets: Targets, path: Path, tmp_path: Path) -> None:
+    """Breaks if what was answered with an error counts in the next answer."""
+    lost = Event("prompt", {"foreground": [[30, 25, 1]]})
+    targets.announce(LIVER, lost)
+    with pytest.raises(ImageError):
+        targets.advance(LIVER, lost, tmp_path / "none.nii.gz")
+    targets.withdraw(LIVER, lost)
+    assert step(targets, LIVER, path, foreground=[[10, 20, 1]]).num_done == 1
+
+
+def test_targets_pushed_out_of_memory_come_back(targets: Targets, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if memory grows with every target ever opened, or a target forgotten there is lost."""
+    monkeypatch.setattr("lib.targets.MAX_NUM_TARGETS", 2)
+    keys = [TargetKey("ann", "ct", name) for name in "abcd"]
+    digests = [step(targets, key, path, foreground=[[5 + 9 * n, 9, 1]]).mask_digest for n, key in enumerate(keys)]
+    assert len(targets._targets) == 2
+    for key, digest in zip(keys, digests, strict=True):
+        step(targets, key, path, background=[[0, 0, 1]])
+        assert step(targets, key, path, "undo").mask_digest == digest
 
 
 def test_a_replay_gives_the_same_bits(targets: Targets, path: Path, segmenter: TorchSegmenter) -> None:
