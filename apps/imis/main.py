@@ -104,7 +104,7 @@ class ImisApp(MONAILabelApp):
         image = request.get("image")
         path = image if isinstance(image, Path) else self.path_of(image)
         try:
-            file, params = task({**request, "image": str(path)})
+            file, params = task({**request, "image": str(path), "is_upload": isinstance(image, Path)})
         except (PromptError, ImageError) as error:
             raise HTTPException(422, str(error)) from error
         given = request.get("label_tag") or DefaultLabelTag.ORIGINAL

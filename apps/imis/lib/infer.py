@@ -58,7 +58,9 @@ class Engine:
         self.prefetcher = Prefetcher(self._encode_ahead, prefetch)
         self._encoder = threading.Lock()  # one encoder run at a time bounds memory, whatever comes in
 
-    def embed(self, image: np.ndarray, is_ahead: bool = False) -> tuple[ImageEmbedding, str, bool]:
+    def embed(
+        self, image: np.ndarray, is_ahead: bool = False, is_stored: bool = True
+    ) -> tuple[ImageEmbedding, str, bool]:
         """uint8 [H, W, 3] -> its embedding, its digest, and whether the encoder was spared.
 
         The key is what the encoder sees: image, slice, axis and window at once, whatever name the image goes by.
@@ -75,7 +77,8 @@ class Engine:
 
         while True:
             try:
-                embedding, is_hit = self._embeddings.get_or_encode(f"{digest}-{self.segmenter.encoder_digest}", encode)
+                key = f"{digest}-{self.segmenter.encoder_digest}"
+                embedding, is_hit = self._embeddings.get_or_encode(key, encode, is_stored)
                 return embedding, digest, is_hit
             except Interrupted:
                 if is_ahead:
@@ -159,12 +162,11 @@ class _ImisTask(InferTask):
         watch.lap("read")
         i, j, k = volume.array.shape[:3]
         asked = self.parse(request, (i, j, k))
-        user = str(request.get("client_id") or request.get("session_id") or "")
         answers: list[tuple[Target, Prediction]] = []
         hits: list[bool] = []
         for index in sorted({target.slice for target in asked.targets}):
             targets = [target for target in asked.targets if target.slice == index]
-            predictions, is_hit = self._predict(volume, asked, index, targets, user, watch)
+            predictions, is_hit = self._predict(volume, asked, index, targets, request, watch)
             hits.append(is_hit)
             answers += [(t, p) for t, p in zip(targets, predictions, strict=True) if self._is_kept(t, p)]
         values = self.values([target.name for target, _ in answers])
@@ -186,14 +188,22 @@ class _ImisTask(InferTask):
         }
 
     def _predict(
-        self, volume: Volume, asked: Request, index: int, targets: Sequence[Target], user: str, watch: Stopwatch
+        self,
+        volume: Volume,
+        asked: Request,
+        index: int,
+        targets: Sequence[Target],
+        request: Mapping[str, object],
+        watch: Stopwatch,
     ) -> tuple[list[Prediction], bool]:
         image = volume.slice_rgb(index, asked.axis, asked.window)
         watch.lap("slice")
-        embedding, digest, is_hit = self.engine.embed(image)
+        is_upload = bool(request.get("is_upload"))
+        embedding, digest, is_hit = self.engine.embed(image, is_stored=not is_upload)
         watch.lap("encode")
         prompts = [target.prompt for target in targets]
         if self.memory:
+            user = str(request.get("client_id") or request.get("session_id") or "")
             keys = [(user, digest, target.name) for target in targets]
             prompts = [self.memory.continued(key, prompt) for key, prompt in zip(keys, prompts, strict=True)]
         predictions = self.engine.segmenter.predict_batch(embedding, prompts)
@@ -201,7 +211,8 @@ class _ImisTask(InferTask):
             for key, prompt, prediction in zip(keys, prompts, predictions, strict=True):
                 self.memory.remember(key, prompt, prediction)
         watch.lap("predict")
-        self.engine.prefetcher.around(Place(volume, asked.axis, index, asked.window))
+        if not is_upload:
+            self.engine.prefetcher.around(Place(volume, asked.axis, index, asked.window))
         _log(digest, index, asked.axis, targets, is_hit, watch)
         return predictions, is_hit
 

@@ -106,6 +106,8 @@ def _infer_endpoint(app: Callable[[], ImisApp]) -> Callable[..., Coroutine[objec
         check_plain(request)
         user = user_of(http, request.get("client_id"))
 
+        request["client_id"] = user
+
         def job() -> object:
             if output == stock.ResultType.dicom_seg:
                 _check_dicom_seg(app(), request)

@@ -36,11 +36,13 @@ class EmbeddingCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get_or_encode(self, key: str, encode: Callable[[], ImageEmbedding]) -> tuple[ImageEmbedding, bool]:
+    def get_or_encode(
+        self, key: str, encode: Callable[[], ImageEmbedding], is_stored: bool = True
+    ) -> tuple[ImageEmbedding, bool]:
         """The embedding, and whether this call was spared the encoder.
 
         Callers that ask for a key while another one encodes it wait for that run; its error reaches them all, and
-        the next call tries again.
+        the next call tries again. ``is_stored`` False keeps it from the disk, for images that leave no trace.
         """
         with self._lock:
             if key in self._entries:
@@ -56,13 +58,13 @@ class EmbeddingCache:
                 self._in_flight[key] = mine
         if future is not None:
             return future.result(), True
-        return self._fill(key, encode, mine)
+        return self._fill(key, encode, mine, self.disk if is_stored else None)
 
     def _fill(
-        self, key: str, encode: Callable[[], ImageEmbedding], future: Future[ImageEmbedding]
+        self, key: str, encode: Callable[[], ImageEmbedding], future: Future[ImageEmbedding], disk: EmbeddingDisk | None
     ) -> tuple[ImageEmbedding, bool]:
         try:
-            stored = self.disk.read(key) if self.disk else None
+            stored = disk.read(key) if disk else None
             embedding = stored or encode()
         except BaseException as error:
             with self._lock:
@@ -74,8 +76,8 @@ class EmbeddingCache:
             self._put(key, embedding)
             self.num_disk_hits += stored is not None
         future.set_result(embedding)
-        if self.disk and stored is None:
-            self.disk.write(key, embedding)
+        if disk and stored is None:
+            disk.write(key, embedding)
         return embedding, stored is not None
 
     def _put(self, key: str, embedding: ImageEmbedding) -> None:
