@@ -7,7 +7,7 @@ GOLDEN ?= ../shared/golden/public
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test lint parity
+.PHONY: help venv serve test lint parity bench-serving
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -24,6 +24,9 @@ test: venv ## run the whole test suite (ARGS="-k NAME")
 
 lint: venv ## ruff and mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
+
+bench-serving: venv ## measure the server beside MONAI Label's own policy, then 100,000 hostile requests
+	@$(PYTHON) benchmarks/serving.py $(ARGS); first=$$?; $(PYTHON) benchmarks/serving_fuzz.py && exit $$first
 
 parity: venv ## compare with the reference's outputs (GOLDEN=../shared/golden/public)
 	@$(PYTHON) scripts/check_parity.py --golden $(GOLDEN) $(ARGS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import runpy
 import shutil
 import socket
@@ -27,6 +28,7 @@ def main() -> None:
             f"port {args.port} is in use; stop what uses it, or choose another: make serve PORT=8001", file=sys.stderr
         )
         sys.exit(2)
+    _stop_if_open(args)
     if not args.studies.startswith("http") and not Path(args.studies).exists():
         shutil.copytree(SAMPLES, args.studies)
         print(f"the sample studies are in {args.studies}/; see ATTRIBUTION.md there")
@@ -45,10 +47,24 @@ def _arguments() -> argparse.Namespace:
         description=__doc__, epilog="Anything else goes to MONAI Label, as --conf KEY VALUE."
     )
     parser.add_argument("--studies", default="studies", help="folder or DICOMweb URL (default: %(default)s)")
-    parser.add_argument("--host", default="127.0.0.1", help="0.0.0.0 lets everybody on the network in")
+    parser.add_argument("--host", default="127.0.0.1", help="another one needs --conf auth tokens or oidc")
     parser.add_argument("--port", type=int, default=8000)
     args, args.more = parser.parse_known_args()
     return args
+
+
+def _stop_if_open(args: argparse.Namespace) -> None:
+    """The app refuses as well; here it costs no start."""
+    conf = " ".join(args.more)
+    if args.host not in ("127.0.0.1", "localhost", "::1") and not re.search(
+        r"auth (tokens|oidc)|let_anybody_in yes", conf
+    ):
+        print(
+            f"refusing to listen on {args.host}: anybody on the network could read and change the studies. Add "
+            "--conf auth tokens (or oidc), or, to let anybody in all the same, --conf let_anybody_in yes",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -24,14 +24,21 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
 
 from imis_net import __version__  # noqa: E402
 from imis_net.categories import load_categories  # noqa: E402
+from imis_net.embedding_disk import EmbeddingDisk  # noqa: E402
 from imis_net.errors import ImageError, PromptError  # noqa: E402
 from imis_net.segmenter import load_segmenter  # noqa: E402
 
 # All of lib now: MONAI Label takes this folder off sys.path again once this file is loaded.
-from lib import routes  # noqa: E402
-from lib.config import read_config  # noqa: E402
+from lib import front, request_log, routes  # noqa: E402
+from lib.config import read_config, state_dir  # noqa: E402
+from lib.gate import check_binding, credentials_of  # noqa: E402
 from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
+from lib.names import checked_name  # noqa: E402
+from lib.pool import WorkerPool  # noqa: E402
+from lib.prompt_log import PromptLog  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
+from lib.targets import Targets  # noqa: E402
+from lib.telemetry import Telemetry  # noqa: E402
 
 IMAGE_EXTENSIONS = ("nii.gz", "nii", "nrrd", "mha", "dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp")
 
@@ -41,6 +48,8 @@ class ImisApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         self.config = read_config(conf or {})
+        check_binding(self.config, sys.argv)
+        self.credentials = credentials_of(self.config)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         _set_host_defaults()
@@ -56,7 +65,10 @@ class ImisApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         config = self.config
         segmenter = load_segmenter(config.model, config.weights, config.device, **config.architecture)
-        self.engine = Engine(segmenter, config.cache_bytes)
+        self.telemetry = Telemetry()
+        state = state_dir(config, self.studies)
+        disk = EmbeddingDisk(state / "embeddings", config.disk_cache_bytes) if config.disk_cache_bytes else None
+        self.engine = Engine(segmenter, config.cache_bytes, self.telemetry, disk, config.prefetch)
         labels = config.labels or segmenter.known_texts or tuple(category.name for category in load_categories())
         memory = PromptMemory() if config.previous_mask else None
         return {
@@ -69,7 +81,13 @@ class ImisApp(MONAILabelApp):
         super().on_init_complete()
         from monailabel.app import app as server  # it imports every endpoint, which only a server has loaded
 
+        self.pool = WorkerPool(self.config.workers, self.config.max_queued, self.telemetry.queued)
+        log = PromptLog(state_dir(self.config, self.studies) / "prompts.sqlite")
+        self.targets = Targets(self.engine, log, tuple(self._infers["imis"].labels))
+        self.telemetry.watch(self.engine, self.pool)
+        request_log.log_to_stderr()
         routes.install(server, lambda: self)
+        front.install(server, self)
         threading.Thread(target=self.engine.warm_up, name="warm-up", daemon=True).start()
 
     def infer(self, request: Mapping[str, object], datastore: Datastore | None = None) -> dict[str, object]:
@@ -84,9 +102,9 @@ class ImisApp(MONAILabelApp):
             raise HTTPException(404, f"unknown model: got {model!r}, expected one of {', '.join(self._infers)}")
         datastore = datastore or self.datastore()
         image = request.get("image")
-        path = image if isinstance(image, Path) else _find(datastore, image)
+        path = image if isinstance(image, Path) else self.path_of(image)
         try:
-            file, params = task({**request, "image": str(path)})
+            file, params = task({**request, "image": str(path), "is_upload": isinstance(image, Path)})
         except (PromptError, ImageError) as error:
             raise HTTPException(422, str(error)) from error
         given = request.get("label_tag") or DefaultLabelTag.ORIGINAL
@@ -94,18 +112,22 @@ class ImisApp(MONAILabelApp):
         label = file
         if request.get("save_label") and not isinstance(image, Path):
             label = datastore.save_label(
-                image, file, routes.checked_name("label_tag", tag), {"model": model, "params": params}
+                image, file, checked_name("label_tag", tag), {"model": model, "params": params}
             )
         return {"label": label, "tag": tag, "file": file, "params": params}
 
+    def path_of(self, image: object) -> Path:
+        """The file, or the folder, of an image id.
 
-def _find(datastore: Datastore, image: object) -> Path:
-    if not isinstance(image, str) or not image:
-        raise HTTPException(422, f"image: expected an image id, got {image!r}")
-    path = datastore.get_image_uri(routes.checked_name("image", image))
-    if not path or not os.path.exists(path):
-        raise HTTPException(404, f"unknown image: got {image!r}, expected an id from /datastore/?output=all")
-    return Path(path)
+        Raises:
+            HTTPException: 422 for what is no id, 404 for one that is not there.
+        """
+        if not isinstance(image, str) or not image:
+            raise HTTPException(422, f"image: expected an image id, got {image!r}")
+        path = self.datastore().get_image_uri(checked_name("image", image))
+        if not path or not os.path.exists(path):
+            raise HTTPException(404, f"unknown image: got {image!r}, expected an id from /datastore/?output=all")
+        return Path(path)
 
 
 def _set_host_defaults() -> None:

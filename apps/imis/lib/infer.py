@@ -19,12 +19,16 @@ import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from imis_net.embedding_cache import EmbeddingCache
+from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.images import Volume, write_mask_nrrd
+from imis_net.interruption import Interrupted, make_interruptible
 from imis_net.prompts import ImageEmbedding, Prediction
 from imis_net.segmenter import TorchSegmenter
 from imis_net.stopwatch import Stopwatch
+from lib.prefetch import Place, Prefetcher
 from lib.request import Request, Target, classes_request, interactive_request
 from lib.sessions import PromptMemory
+from lib.telemetry import Telemetry
 from lib.volumes import VolumeCache
 
 logger = logging.getLogger(__name__)
@@ -36,13 +40,27 @@ _OPTIONS = {"text": "", "slice": "", "window": ""}
 class Engine:
     """What all models share: the segmenter and the caches that spare a second click the reading and the encoder."""
 
-    def __init__(self, segmenter: TorchSegmenter, cache_bytes: int) -> None:
+    def __init__(
+        self,
+        segmenter: TorchSegmenter,
+        cache_bytes: int,
+        telemetry: Telemetry | None = None,
+        disk: EmbeddingDisk | None = None,
+        prefetch: int = 0,
+    ) -> None:
         self.segmenter = segmenter
+        self.telemetry = telemetry or Telemetry()
+        self.is_warm = threading.Event()
         self.volumes = VolumeCache(cache_bytes // 2)
-        self._embeddings = EmbeddingCache(cache_bytes // 2)
+        self._embeddings = EmbeddingCache(cache_bytes // 2, disk)
+        self.num_encoder_runs = 0
+        make_interruptible(segmenter.network.image_encoder)
+        self.prefetcher = Prefetcher(self._encode_ahead, prefetch)
         self._encoder = threading.Lock()  # one encoder run at a time bounds memory, whatever comes in
 
-    def embed(self, image: np.ndarray) -> tuple[ImageEmbedding, str, bool]:
+    def embed(
+        self, image: np.ndarray, is_ahead: bool = False, is_stored: bool = True
+    ) -> tuple[ImageEmbedding, str, bool]:
         """uint8 [H, W, 3] -> its embedding, its digest, and whether the encoder was spared.
 
         The key is what the encoder sees: image, slice, axis and window at once, whatever name the image goes by.
@@ -53,10 +71,41 @@ class Engine:
 
         def encode() -> ImageEmbedding:
             with self._encoder:
-                return self.segmenter.encode_image(image)
+                embedding = self.segmenter.encode_image(image)
+                self.num_encoder_runs += 1
+                return embedding
 
-        embedding, is_hit = self._embeddings.get_or_encode(f"{digest}-{self.segmenter.encoder_digest}", encode)
-        return embedding, digest, is_hit
+        while True:
+            try:
+                key = f"{digest}-{self.segmenter.encoder_digest}"
+                embedding, is_hit = self._embeddings.get_or_encode(key, encode, is_stored)
+                return embedding, digest, is_hit
+            except Interrupted:
+                if is_ahead:
+                    raise
+                # A click waited for a run that was done ahead and gave way to it: now it is the click's own.
+
+    def _encode_ahead(self, place: Place) -> None:
+        self.embed(place.volume.slice_rgb(place.index, place.axis, place.window), is_ahead=True)
+
+    def cache_counters(self) -> dict[str, float]:
+        cache = self._embeddings
+        return {
+            "hits": cache.num_hits,
+            "misses": cache.num_misses,
+            "evictions": cache.num_evictions,
+            "disk_hits": cache.num_disk_hits,
+            "disk_rejected": cache.disk.num_rejected if cache.disk else 0,
+            "encoder_runs": self.num_encoder_runs,
+        }
+
+    def cache_gauges(self) -> dict[str, float]:
+        disk = self._embeddings.disk
+        return {
+            "bytes": self._embeddings.num_bytes,
+            "volume_bytes": self.volumes.num_bytes,
+            "disk_bytes": disk.num_bytes if disk else 0,
+        }
 
     def warm_up(self) -> None:
         """Run everything once, so that the first click does not pay for what torch sets up lazily."""
@@ -64,6 +113,7 @@ class Engine:
         request = interactive_request({"foreground": [[side // 2, side // 2, 0]]}, (side, side, 1), ())
         embedding = self.segmenter.encode_image(np.zeros((side, side, 3), np.uint8))
         self.segmenter.predict(embedding, request.targets[0].prompt)
+        self.is_warm.set()
 
 
 class _ImisTask(InferTask):
@@ -103,23 +153,27 @@ class _ImisTask(InferTask):
         Raises:
             PromptError, ImageError: the caller's fault.
         """
+        with self.engine.prefetcher.click():
+            return self._answer(request)
+
+    def _answer(self, request: Mapping[str, object]) -> tuple[str, dict[str, object]]:
         watch = Stopwatch()
         volume = self.engine.volumes.read(Path(str(request["image"])))
         watch.lap("read")
         i, j, k = volume.array.shape[:3]
         asked = self.parse(request, (i, j, k))
-        user = str(request.get("client_id") or request.get("session_id") or "")
         answers: list[tuple[Target, Prediction]] = []
         hits: list[bool] = []
         for index in sorted({target.slice for target in asked.targets}):
             targets = [target for target in asked.targets if target.slice == index]
-            predictions, is_hit = self._predict(volume, asked, index, targets, user, watch)
+            predictions, is_hit = self._predict(volume, asked, index, targets, request, watch)
             hits.append(is_hit)
             answers += [(t, p) for t, p in zip(targets, predictions, strict=True) if self._is_kept(t, p)]
         values = self.values([target.name for target, _ in answers])
         mask = _painted(volume, asked.axis, answers, values)
         path = _write(mask, volume)
         watch.lap("write")
+        self.engine.telemetry.stages(watch.report())
         return path, {
             "label_names": values,
             "iou_prediction": max((p.iou_prediction for _, p in answers), default=0.0),
@@ -134,14 +188,22 @@ class _ImisTask(InferTask):
         }
 
     def _predict(
-        self, volume: Volume, asked: Request, index: int, targets: Sequence[Target], user: str, watch: Stopwatch
+        self,
+        volume: Volume,
+        asked: Request,
+        index: int,
+        targets: Sequence[Target],
+        request: Mapping[str, object],
+        watch: Stopwatch,
     ) -> tuple[list[Prediction], bool]:
         image = volume.slice_rgb(index, asked.axis, asked.window)
         watch.lap("slice")
-        embedding, digest, is_hit = self.engine.embed(image)
+        is_upload = bool(request.get("is_upload"))
+        embedding, digest, is_hit = self.engine.embed(image, is_stored=not is_upload)
         watch.lap("encode")
         prompts = [target.prompt for target in targets]
         if self.memory:
+            user = str(request.get("client_id") or request.get("session_id") or "")
             keys = [(user, digest, target.name) for target in targets]
             prompts = [self.memory.continued(key, prompt) for key, prompt in zip(keys, prompts, strict=True)]
         predictions = self.engine.segmenter.predict_batch(embedding, prompts)
@@ -149,6 +211,8 @@ class _ImisTask(InferTask):
             for key, prompt, prediction in zip(keys, prompts, predictions, strict=True):
                 self.memory.remember(key, prompt, prediction)
         watch.lap("predict")
+        if not is_upload:
+            self.engine.prefetcher.around(Place(volume, asked.axis, index, asked.window))
         _log(digest, index, asked.axis, targets, is_hit, watch)
         return predictions, is_hit
 

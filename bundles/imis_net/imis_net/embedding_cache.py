@@ -1,4 +1,7 @@
-"""Image embeddings by key: bounded in bytes, least recently used goes first, one encoder run per key at a time."""
+"""Image embeddings by key: bounded in bytes, least recently used goes first, one encoder run per key at a time.
+
+Memory is a window onto the disk, where there is one: what was pushed out or made by an earlier server is read again.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +10,24 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 
+from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.prompts import ImageEmbedding
 
 
 class EmbeddingCache:
     """Thread safe. Keys must name image, slice, intensity mapping and encoder weights; the caller makes them."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, disk: EmbeddingDisk | None = None) -> None:
         self.max_bytes = max_bytes
+        self.disk = disk
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, ImageEmbedding] = OrderedDict()
         self._in_flight: dict[str, Future[ImageEmbedding]] = {}
         self._num_bytes = 0
         self.num_hits = 0
         self.num_misses = 0
+        self.num_evictions = 0
+        self.num_disk_hits = 0
 
     @property
     def num_bytes(self) -> int:
@@ -29,11 +36,13 @@ class EmbeddingCache:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get_or_encode(self, key: str, encode: Callable[[], ImageEmbedding]) -> tuple[ImageEmbedding, bool]:
+    def get_or_encode(
+        self, key: str, encode: Callable[[], ImageEmbedding], is_stored: bool = True
+    ) -> tuple[ImageEmbedding, bool]:
         """The embedding, and whether this call was spared the encoder.
 
         Callers that ask for a key while another one encodes it wait for that run; its error reaches them all, and
-        the next call tries again.
+        the next call tries again. ``is_stored`` False keeps it from the disk, for images that leave no trace.
         """
         with self._lock:
             if key in self._entries:
@@ -49,11 +58,14 @@ class EmbeddingCache:
                 self._in_flight[key] = mine
         if future is not None:
             return future.result(), True
-        return self._encode(key, encode, mine), False
+        return self._fill(key, encode, mine, self.disk if is_stored else None)
 
-    def _encode(self, key: str, encode: Callable[[], ImageEmbedding], future: Future[ImageEmbedding]) -> ImageEmbedding:
+    def _fill(
+        self, key: str, encode: Callable[[], ImageEmbedding], future: Future[ImageEmbedding], disk: EmbeddingDisk | None
+    ) -> tuple[ImageEmbedding, bool]:
         try:
-            embedding = encode()
+            stored = disk.read(key) if disk else None
+            embedding = stored or encode()
         except BaseException as error:
             with self._lock:
                 del self._in_flight[key]
@@ -62,8 +74,11 @@ class EmbeddingCache:
         with self._lock:
             del self._in_flight[key]
             self._put(key, embedding)
+            self.num_disk_hits += stored is not None
         future.set_result(embedding)
-        return embedding
+        if disk and stored is None:
+            disk.write(key, embedding)
+        return embedding, stored is not None
 
     def _put(self, key: str, embedding: ImageEmbedding) -> None:
         if embedding.num_bytes > self.max_bytes:
@@ -73,3 +88,4 @@ class EmbeddingCache:
         while self._num_bytes > self.max_bytes:
             _, evicted = self._entries.popitem(last=False)
             self._num_bytes -= evicted.num_bytes
+            self.num_evictions += 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import struct
 import zlib
 from pathlib import Path
 
@@ -42,6 +43,11 @@ _TO_RAS = {
 }
 _LPS_TO_RAS = (-1, -1, 1)
 """Of every other space too, which is how ITK reads a file that names none."""
+
+
+_GZIP_HEAD = b"\x1f\x8b\x08" + bytes(6) + b"\xff"
+_DEFLATE_END = b"\x03\x00"
+"""An empty last block."""
 
 
 def read_nrrd(path: Path) -> Volume:
@@ -85,8 +91,7 @@ def write_mask_nrrd(path: Path, mask: np.ndarray, volume: Volume, compress_level
         raise ImageError(f"mask: expected uint8 {list(expected)}, got {mask.dtype} {list(mask.shape)}")
     raw = mask.astype(np.uint8, copy=False).tobytes(order="F")
     if compress_level:
-        packer = zlib.compressobj(compress_level, wbits=31)  # 31: with gzip's header
-        raw = packer.compress(raw) + packer.flush()
+        raw = _gzipped(raw, expected[0] * expected[1], compress_level)
     lps = np.diag([-1.0, -1.0, 1.0]) @ volume.affine[:3]
     lines = (
         "NRRD0004",
@@ -101,6 +106,24 @@ def write_mask_nrrd(path: Path, mask: np.ndarray, volume: Volume, compress_level
         f"space origin: {_vector(lps[:, 3])}",
     )
     write_atomically(path, "\n".join(lines).encode() + b"\n\n" + raw)
+
+
+def _gzipped(raw: bytes, chunk_bytes: int, level: int) -> bytes:
+    """One gzip member. Slices without a voxel, which are most of a mask, are packed once for all."""
+    blank = bytes(chunk_bytes)
+    packed_blank = _deflated(blank, level)
+    pieces, crc = [_GZIP_HEAD], 0
+    for start in range(0, len(raw), chunk_bytes):
+        chunk = raw[start : start + chunk_bytes]
+        pieces.append(packed_blank if chunk == blank else _deflated(chunk, level))
+        crc = zlib.crc32(chunk, crc)
+    return b"".join([*pieces, _DEFLATE_END, struct.pack("<II", crc, len(raw) & 0xFFFFFFFF)])
+
+
+def _deflated(chunk: bytes, level: int) -> bytes:
+    """Whole blocks that look back at nothing before them, so that they may stand anywhere in a stream."""
+    packer = zlib.compressobj(level, wbits=-15)
+    return packer.compress(chunk) + packer.flush(zlib.Z_FULL_FLUSH)
 
 
 def _vector(values: np.ndarray) -> str:

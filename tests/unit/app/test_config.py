@@ -66,3 +66,20 @@ def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: str, messag
     with pytest.raises(ValueError, match=message) as error:
         read_config({key: value})
     assert f"--conf {key}" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("conf", "message"),
+    [
+        ({"auth": "password"}, "expected none, tokens or oidc"),
+        ({"auth": "tokens"}, "expected --conf tokens_file"),
+        ({"auth": "oidc"}, "expected --conf oidc_issuer"),
+        ({"workers": "0"}, "at least 1"),
+        ({"let_anybody_in": "true"}, "expected yes or no"),
+        ({"oidc_issuer": "keycloak.example"}, "expected an address"),
+    ],
+)
+def test_who_gets_in_is_never_guessed(conf: dict[str, str], message: str) -> None:
+    """Breaks when a half-said setting of the log-in opens the server or starts it without one."""
+    with pytest.raises(ValueError, match=message):
+        read_config(conf)
