@@ -28,10 +28,13 @@ from imis_net.errors import ImageError, PromptError  # noqa: E402
 from imis_net.segmenter import load_segmenter  # noqa: E402
 
 # All of lib now: MONAI Label takes this folder off sys.path again once this file is loaded.
-from lib import routes  # noqa: E402
+from lib import front, request_log, routes  # noqa: E402
 from lib.config import read_config  # noqa: E402
+from lib.gate import check_binding, credentials_of  # noqa: E402
 from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
+from lib.pool import WorkerPool  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
+from lib.telemetry import Telemetry  # noqa: E402
 
 IMAGE_EXTENSIONS = ("nii.gz", "nii", "nrrd", "mha", "dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp")
 
@@ -41,6 +44,8 @@ class ImisApp(MONAILabelApp):
 
     def __init__(self, app_dir: str, studies: str, conf: Mapping[str, str]) -> None:
         self.config = read_config(conf or {})
+        check_binding(self.config, sys.argv)
+        self.credentials = credentials_of(self.config)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         _set_host_defaults()
@@ -56,7 +61,8 @@ class ImisApp(MONAILabelApp):
     def init_infers(self) -> dict[str, InferTask]:
         config = self.config
         segmenter = load_segmenter(config.model, config.weights, config.device, **config.architecture)
-        self.engine = Engine(segmenter, config.cache_bytes)
+        self.telemetry = Telemetry()
+        self.engine = Engine(segmenter, config.cache_bytes, self.telemetry)
         labels = config.labels or segmenter.known_texts or tuple(category.name for category in load_categories())
         memory = PromptMemory() if config.previous_mask else None
         return {
@@ -69,7 +75,11 @@ class ImisApp(MONAILabelApp):
         super().on_init_complete()
         from monailabel.app import app as server  # it imports every endpoint, which only a server has loaded
 
+        self.pool = WorkerPool(self.config.workers, self.config.max_queued, self.telemetry.queued)
+        self.telemetry.watch(self.engine, self.pool)
+        request_log.log_to_stderr()
         routes.install(server, lambda: self)
+        front.install(server, self)
         threading.Thread(target=self.engine.warm_up, name="warm-up", daemon=True).start()
 
     def infer(self, request: Mapping[str, object], datastore: Datastore | None = None) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -36,6 +36,17 @@ class Config:
         labels: names that viewers offer; () is what the model was trained on.
         min_iou: when every category is asked for at once, those with a lower predicted IoU are left out.
         previous_mask: feed the last low-res mask back when a prompt only adds to the previous one.
+        workers: threads that segment, convert and encode.
+        max_queued: requests that may wait for one; a further one is answered 429.
+        state_dir: where embeddings and prompts outlive the server; None is a hidden folder beside the studies.
+        disk_cache_bytes: bound of the embeddings on disk; 0 keeps none.
+        prefetch: slices on either side of the one worked on that are encoded ahead; 0 is none.
+        auth: how users show who they are: none (only this computer is let in), tokens or oidc.
+        tokens_file: users and hashed tokens, made with scripts/make_token.py.
+        oidc_issuer: the realm's address, as in the tokens' "iss".
+        oidc_audience: what the tokens' "aud" or "azp" must be.
+        hosts: names by which a browser may call the server besides this computer's own.
+        let_anybody_in: "yes" opens the server to the whole network without asking who is there.
     """
 
     model: str = DEFAULT_MODEL
@@ -48,6 +59,17 @@ class Config:
     labels: tuple[str, ...] = ()
     min_iou: float = 0.5
     previous_mask: bool = False
+    workers: int = field(default_factory=lambda: max(4, os.cpu_count() or 1))
+    max_queued: int = 64
+    state_dir: Path | None = None
+    disk_cache_bytes: int = field(default_factory=_quarter_of_memory)
+    prefetch: int = 2
+    auth: str = "none"
+    tokens_file: Path | None = None
+    oidc_issuer: str = ""
+    oidc_audience: str = "monailabel-app"
+    hosts: tuple[str, ...] = ()
+    let_anybody_in: bool = False
 
     @property
     def architecture(self) -> dict[str, int]:
@@ -75,7 +97,11 @@ def read_config(conf: Mapping[str, str]) -> Config:
             chosen[key] = _READERS[key](value.strip())
         except (ValueError, RuntimeError) as error:
             raise ValueError(f"--conf {key}: {error}") from error
-    return Config(**chosen)  # type: ignore[arg-type]
+    config = Config(**chosen)  # type: ignore[arg-type]
+    needed = {"tokens": "tokens_file", "oidc": "oidc_issuer"}.get(config.auth)
+    if needed and not getattr(config, needed):
+        raise ValueError(f"--conf auth {config.auth}: expected --conf {needed} as well")
+    return config
 
 
 def _model(value: str) -> str:
@@ -95,6 +121,38 @@ def _count(value: str) -> int:
     if not value.isascii() or not value.isdigit():
         raise ValueError(f"got {value!r}, expected a whole number, zero or more")
     return int(value)
+
+
+def _positive(value: str) -> int:
+    number = _count(value)
+    if not number:
+        raise ValueError("got '0', expected at least 1")
+    return number
+
+
+def _folder(value: str) -> Path:
+    path = Path(value).expanduser()
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"got {value!r}, expected a folder")
+    return path
+
+
+def _auth(value: str) -> str:
+    if value not in ("none", "tokens", "oidc"):
+        raise ValueError(f"got {value!r}, expected none, tokens or oidc")
+    return value
+
+
+def _yes(value: str) -> bool:
+    if value not in ("yes", "no"):
+        raise ValueError(f"got {value!r}, expected yes or no")
+    return value == "yes"
+
+
+def _address(value: str) -> str:
+    if not value.startswith(("https://", "http://")):
+        raise ValueError(f"got {value!r}, expected an address beginning with https://")
+    return value.rstrip("/")
 
 
 def _device(value: str) -> str:
@@ -124,7 +182,7 @@ def _names(value: str) -> tuple[str, ...]:
     return names
 
 
-_READERS = {
+_READERS: dict[str, Callable[[str], object]] = {
     "model": _model,
     "weights": _file,
     "image_size": _count,
@@ -135,4 +193,15 @@ _READERS = {
     "labels": _names,
     "min_iou": _fraction,
     "previous_mask": _switch,
+    "workers": _positive,
+    "max_queued": _positive,
+    "state_dir": _folder,
+    "disk_cache_bytes": _count,
+    "prefetch": _count,
+    "auth": _auth,
+    "tokens_file": _file,
+    "oidc_issuer": _address,
+    "oidc_audience": str,
+    "hosts": _names,
+    "let_anybody_in": _yes,
 }

@@ -25,6 +25,7 @@ from imis_net.segmenter import TorchSegmenter
 from imis_net.stopwatch import Stopwatch
 from lib.request import Request, Target, classes_request, interactive_request
 from lib.sessions import PromptMemory
+from lib.telemetry import Telemetry
 from lib.volumes import VolumeCache
 
 logger = logging.getLogger(__name__)
@@ -36,8 +37,10 @@ _OPTIONS = {"text": "", "slice": "", "window": ""}
 class Engine:
     """What all models share: the segmenter and the caches that spare a second click the reading and the encoder."""
 
-    def __init__(self, segmenter: TorchSegmenter, cache_bytes: int) -> None:
+    def __init__(self, segmenter: TorchSegmenter, cache_bytes: int, telemetry: Telemetry | None = None) -> None:
         self.segmenter = segmenter
+        self.telemetry = telemetry or Telemetry()
+        self.is_warm = threading.Event()
         self.volumes = VolumeCache(cache_bytes // 2)
         self._embeddings = EmbeddingCache(cache_bytes // 2)
         self._encoder = threading.Lock()  # one encoder run at a time bounds memory, whatever comes in
@@ -58,12 +61,20 @@ class Engine:
         embedding, is_hit = self._embeddings.get_or_encode(f"{digest}-{self.segmenter.encoder_digest}", encode)
         return embedding, digest, is_hit
 
+    def cache_counters(self) -> dict[str, float]:
+        cache = self._embeddings
+        return {"hits": cache.num_hits, "misses": cache.num_misses, "evictions": cache.num_evictions}
+
+    def cache_gauges(self) -> dict[str, float]:
+        return {"bytes": self._embeddings.num_bytes, "volume_bytes": self.volumes.num_bytes}
+
     def warm_up(self) -> None:
         """Run everything once, so that the first click does not pay for what torch sets up lazily."""
         side = self.segmenter.image_size
         request = interactive_request({"foreground": [[side // 2, side // 2, 0]]}, (side, side, 1), ())
         embedding = self.segmenter.encode_image(np.zeros((side, side, 3), np.uint8))
         self.segmenter.predict(embedding, request.targets[0].prompt)
+        self.is_warm.set()
 
 
 class _ImisTask(InferTask):
@@ -120,6 +131,7 @@ class _ImisTask(InferTask):
         mask = _painted(volume, asked.axis, answers, values)
         path = _write(mask, volume)
         watch.lap("write")
+        self.engine.telemetry.stages(watch.report())
         return path, {
             "label_names": values,
             "iou_prediction": max((p.iou_prediction for _, p in answers), default=0.0),

@@ -6,12 +6,14 @@ an opaque 500, read any file of the machine as an image, and write labels outsid
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Hashable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, TypeVar
 from urllib.parse import parse_qsl
 
 from fastapi import BackgroundTasks, Depends, FastAPI, File, Form, HTTPException, UploadFile
@@ -27,22 +29,39 @@ from monailabel.utils.others.generic import remove_file
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from lib import login, stock_routes, telemetry
+from lib.gate import check_plain
+from lib.pool import PoolFull, Superseded
+
 if TYPE_CHECKING:
-    from monailabel.interfaces.app import MONAILabelApp
+    from main import ImisApp
+
+T = TypeVar("T")
+
+MODULES: Sequence[ModuleType] = (
+    telemetry,
+    login,
+    stock_routes,  # last: whatever is ours goes before what is the host's
+)
+"""Each has ``routes(app) -> list[BaseRoute]``, where ``app()`` is the running app; one line per feature."""
 
 _NAMES = {"image", "id", "label", "tag", "session_id"}
 """Query parameters that MONAI Label joins to a folder's path."""
 
 
-def install(server: FastAPI, app: Callable[[], MONAILabelApp]) -> None:
+def install(server: FastAPI, app: Callable[[], ImisApp]) -> None:
     """Put our routes before the stock ones and make bad input a 4xx. Safe to call again, as on a reload."""
     server.router.routes[:] = [r for r in server.router.routes if not getattr(r, "is_imis", False)]
     user = Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_USER))
     infer = APIRoute("/infer/{model}", _infer_endpoint(app), methods=["POST"], tags=["Infer"], dependencies=[user])
-    infer.is_imis = True  # type: ignore[attr-defined]
-    server.router.routes[:0] = [PathGuard(), infer]
+    ours = [infer, *(route for module in MODULES for route in module.routes(app))]
+    for route in ours:
+        route.is_imis = True
+    server.router.routes[:0] = [PathGuard(), *ours]
     server.add_exception_handler(MONAILabelException, _on_monailabel_error)
     server.add_exception_handler(json.JSONDecodeError, _on_json_error)
+    server.add_exception_handler(PoolFull, _on_pool_full)
+    server.add_exception_handler(Superseded, _on_superseded)
     server.middleware_stack = server.build_middleware_stack()  # handlers are read when it is built
 
 
@@ -64,6 +83,8 @@ class PathGuard(BaseRoute):
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         if scope["type"] == "http":
+            if ".." in scope["path"].replace("\\", "/").split("/") or "\0" in scope["path"]:
+                return Match.FULL, {"imis_detail": "path: expected no steps upwards"}
             for key, value in parse_qsl(scope["query_string"].decode("latin-1")):
                 if key in _NAMES:
                     try:
@@ -76,8 +97,23 @@ class PathGuard(BaseRoute):
         await JSONResponse({"detail": scope["imis_detail"]}, 422)(scope, receive, send)
 
 
-def _infer_endpoint(app: Callable[[], MONAILabelApp]) -> Callable[..., object]:
-    def infer(
+async def in_pool(app: ImisApp, job: Callable[[], T], key: Hashable | None = None) -> T:
+    """The job's answer, computed by a worker while the event loop goes on.
+
+    Raises:
+        PoolFull: answered 429; Superseded: answered 409; and what the job raises.
+    """
+    return await asyncio.wrap_future(app.pool.submit(job, key))
+
+
+def user_of(request: HttpRequest, client_id: object = "") -> str:
+    """Who asks: whom the credentials name; without any, what the viewer calls its user."""
+    return request.scope.get("imis_user") or str(client_id or "")
+
+
+def _infer_endpoint(app: Callable[[], ImisApp]) -> Callable[..., Coroutine[object, object, object]]:
+    async def infer(
+        http: HttpRequest,
         background_tasks: BackgroundTasks,
         model: str,
         image: str = "",
@@ -86,21 +122,33 @@ def _infer_endpoint(app: Callable[[], MONAILabelApp]) -> Callable[..., object]:
         file: Annotated[UploadFile | None, File()] = None,
         output: stock.ResultType | None = None,
     ) -> object:
-        """Segment. A plain function, which FastAPI runs in its thread pool: the server goes on answering."""
+        """Segment.
+
+        409: a newer request of the same user for the same image and label came before this one was begun.
+        429: too many requests wait; ``Retry-After`` says for how many seconds to stay away.
+        """
         request = _json_object(params)
-        if output == stock.ResultType.dicom_seg:
-            _check_dicom_seg(app(), request)
-            return stock.run_inference(background_tasks, model, image, output=output, params=params)
-        # After the caller's keys, so that none of them can choose a file. A Path is one that this server wrote.
-        request["model"], request["session_id"] = model, session_id
-        request["image"] = _image(app(), image, session_id, file, background_tasks)
-        return stock.send_response(app().datastore(), app().infer(request), output, background_tasks)
+        check_plain(request)
+        user = user_of(http, request.get("client_id"))
+
+        def job() -> object:
+            if output == stock.ResultType.dicom_seg:
+                _check_dicom_seg(app(), request)
+                return stock.run_inference(background_tasks, model, image, output=output, params=params)
+            # After the caller's keys, so that none of them can choose a file. A Path is one that this server wrote.
+            request["model"], request["session_id"] = model, session_id
+            request["image"] = _image(app(), image, session_id, file, background_tasks)
+            return stock.send_response(app().datastore(), app().infer(request), output, background_tasks)
+
+        # Only a user who is told from others can be taken for the one who clicked before.
+        key = (user, model, image, session_id, str(request.get("label"))) if user else None
+        return await in_pool(app(), job, key)
 
     return infer
 
 
 def _image(
-    app: MONAILabelApp, image: str, session_id: str, file: UploadFile | None, background_tasks: BackgroundTasks
+    app: ImisApp, image: str, session_id: str, file: UploadFile | None, background_tasks: BackgroundTasks
 ) -> str | Path:
     if session_id:
         session = app.sessions().get_session(checked_name("session_id", session_id)) if app.sessions() else None
@@ -133,7 +181,7 @@ def _json_object(text: str) -> dict[str, object]:
     return value
 
 
-def _check_dicom_seg(app: MONAILabelApp, request: dict[str, object]) -> None:
+def _check_dicom_seg(app: ImisApp, request: dict[str, object]) -> None:
     if not isinstance(app.datastore(), DICOMWebDatastore):
         raise HTTPException(422, "output dicom_seg: expected studies on a DICOMweb server, got a folder")
     if not request.get("label_info"):
@@ -145,6 +193,15 @@ def _on_monailabel_error(request: HttpRequest, error: Exception) -> JSONResponse
     assert isinstance(error, MONAILabelException)
     is_broken = error.error in (MONAILabelError.SERVER_ERROR, MONAILabelError.UNKNOWN_ERROR)
     return JSONResponse({"detail": error.msg}, 500 if is_broken else 404)
+
+
+def _on_pool_full(request: HttpRequest, error: Exception) -> JSONResponse:
+    assert isinstance(error, PoolFull)
+    return JSONResponse({"detail": str(error)}, 429, {"Retry-After": str(error.retry_after_s)})
+
+
+def _on_superseded(request: HttpRequest, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error), "code": "superseded"}, 409)
 
 
 def _on_json_error(request: HttpRequest, error: Exception) -> JSONResponse:

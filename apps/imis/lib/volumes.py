@@ -19,6 +19,11 @@ class VolumeCache:
         self._lock = threading.Lock()
         self._volumes: OrderedDict[Key, Volume] = OrderedDict()
 
+    @property
+    def num_bytes(self) -> int:
+        with self._lock:
+            return sum(v.array.nbytes for v in self._volumes.values())
+
     def read(self, path: Path) -> Volume:
         """The volume of a file or of a DICOM series' folder.
 

@@ -21,6 +21,7 @@ class EmbeddingCache:
         self._num_bytes = 0
         self.num_hits = 0
         self.num_misses = 0
+        self.num_evictions = 0
 
     @property
     def num_bytes(self) -> int:
@@ -73,3 +74,4 @@ class EmbeddingCache:
         while self._num_bytes > self.max_bytes:
             _, evicted = self._entries.popitem(last=False)
             self._num_bytes -= evicted.num_bytes
+            self.num_evictions += 1
