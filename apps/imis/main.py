@@ -33,6 +33,7 @@ from lib.config import read_config  # noqa: E402
 from lib.gate import check_binding, credentials_of  # noqa: E402
 from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
 from lib.pool import WorkerPool  # noqa: E402
+from lib.propagate import PropagateTask  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
 
@@ -68,6 +69,7 @@ class ImisApp(MONAILabelApp):
         return {
             "imis": InteractiveTask(self.engine, labels, memory),
             "imis_text": TextTask(self.engine, labels, config.min_iou),
+            "imis_propagate": PropagateTask(self.engine, labels),
         }
 
     def on_init_complete(self) -> None:
@@ -94,7 +96,7 @@ class ImisApp(MONAILabelApp):
             raise HTTPException(404, f"unknown model: got {model!r}, expected one of {', '.join(self._infers)}")
         datastore = datastore or self.datastore()
         image = request.get("image")
-        path = image if isinstance(image, Path) else _find(datastore, image)
+        path = image if isinstance(image, Path) else self.image_path(image, datastore)
         try:
             file, params = task({**request, "image": str(path)})
         except (PromptError, ImageError) as error:
@@ -108,14 +110,18 @@ class ImisApp(MONAILabelApp):
             )
         return {"label": label, "tag": tag, "file": file, "params": params}
 
+    def image_path(self, image: object, datastore: Datastore | None = None) -> Path:
+        """The file of an image id, or the folder of its series.
 
-def _find(datastore: Datastore, image: object) -> Path:
-    if not isinstance(image, str) or not image:
-        raise HTTPException(422, f"image: expected an image id, got {image!r}")
-    path = datastore.get_image_uri(routes.checked_name("image", image))
-    if not path or not os.path.exists(path):
-        raise HTTPException(404, f"unknown image: got {image!r}, expected an id from /datastore/?output=all")
-    return Path(path)
+        Raises:
+            HTTPException: 404 for one that is not there, 422 for what is no id.
+        """
+        if not isinstance(image, str) or not image:
+            raise HTTPException(422, f"image: expected an image id, got {image!r}")
+        path = (datastore or self.datastore()).get_image_uri(routes.checked_name("image", image))
+        if not path or not os.path.exists(path):
+            raise HTTPException(404, f"unknown image: got {image!r}, expected an id from /datastore/?output=all")
+        return Path(path)
 
 
 def _set_host_defaults() -> None:
