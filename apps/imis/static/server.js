@@ -19,7 +19,8 @@ export const info = () => json('/info/');
 
 export async function studies() {
   const all = await json('/datastore/?output=all');
-  return Object.entries(all.objects).map(([id, study]) => ({ id, isDone: 'final' in (study.labels?.labels ?? study.labels ?? {}) }));
+  const found = Object.entries(all.objects).map(([id, study]) => ({ id, isDone: 'final' in (study.labels ?? {}) }));
+  return found.sort((a, b) => a.isDone - b.isDone || a.id.localeCompare(b.id));
 }
 
 export const image = async id => (await ask(`/imis/image?${query({ image: id })}`)).arrayBuffer();
