@@ -1,6 +1,6 @@
 """Propagation through labelled volumes: one prompted slice in ten against a box on every slice, cost and memory.
 
-    .venv/bin/python benchmarks/propagation.py [--data ../shared/data/dev]
+.venv/bin/python benchmarks/propagation.py [--data ../shared/data/dev]
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from imis_net.propagation import Embed, propagate
 from imis_net.segmenter import TorchSegmenter, load_segmenter
 
 SLICES_PER_PROMPT = 10
-MAX_NUM_TARGETS = 6
+MAX_NUM_TARGETS = 2
 CACHE_BYTES = 256 << 20
 
 
@@ -75,7 +75,9 @@ def _accuracy(segmenter: TorchSegmenter, data: Path) -> Iterator[Claim]:
         pair = _dice(found, target.truth), _dice(each, target.truth)
         kind = "long" if len(target.slices) >= 2 * SLICES_PER_PROMPT else "short"
         scores[kind].append(pair)
-        print(f"  {target.case} {target.value}: {len(target.slices)} slices, {pair[0]:.3f} of {pair[1]:.3f}", flush=True)
+        print(
+            f"  {target.case} {target.value}: {len(target.slices)} slices, {pair[0]:.3f} of {pair[1]:.3f}", flush=True
+        )
     names = {"long": "two prompts or more", "short": "one prompt"}
     for kind, pairs in scores.items():
         ours, theirs = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)

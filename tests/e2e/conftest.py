@@ -51,7 +51,10 @@ def running(studies: str, folder: Path, **environment: str) -> Iterator[Running]
         port = probe.getsockname()[1]
     url, log = f"http://127.0.0.1:{port}", folder / "server.log"
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", studies]
-    paths = {"MONAI_LABEL_SESSION_PATH": str(folder / "sessions"), "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom")}
+    paths = {
+        "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
+        "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
+    }
     paths["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     with log.open("w") as output:
         process = subprocess.Popen(

@@ -101,7 +101,10 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 def _asked(server: object, study: str, params: dict) -> np.ndarray:
     """[I, J, K] straight from the server."""
     answer = requests.post(
-        f"{server.url}/infer/imis", {"params": json.dumps(params)}, params={"image": study, "output": "image"}, timeout=60
+        f"{server.url}/infer/imis",
+        {"params": json.dumps(params)},
+        params={"image": study, "output": "image"},
+        timeout=60,
     )
     assert answer.ok, answer.text
     path = Path(server.studies).parent / "asked.nrrd"

@@ -23,7 +23,9 @@ def routes(app: Callable[[], object]) -> list[BaseRoute]:
     def config() -> Response:
         """The stock configuration and our panel."""
         return Response(
-            _stock().read_text() + "\n" + ADDON.read_text(), media_type="text/javascript", headers={"Cache-Control": "no-cache"}
+            _stock().read_text() + "\n" + ADDON.read_text(),
+            media_type="text/javascript",
+            headers={"Cache-Control": "no-cache"},
         )
 
     return [APIRoute("/ohif/app-config.js", config, methods=["GET"], include_in_schema=False, response_model=None)]

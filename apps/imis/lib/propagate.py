@@ -112,7 +112,9 @@ class PropagateTask(InferTask):
 
     def __init__(self, engine: Engine, labels: Sequence[str]) -> None:
         description = "Carries what you click, box or name on some slices through the volume"
-        super().__init__(InferType.DEEPGROW, list(labels), 3, description, config={"text": "", "axis": "", "window": ""})
+        super().__init__(
+            InferType.DEEPGROW, list(labels), 3, description, config={"text": "", "axis": "", "window": ""}
+        )
         self.engine = engine
         self.categories = tuple(labels)
 

@@ -29,6 +29,8 @@ Embed = Callable[[np.ndarray], ImageEmbedding]
 
 MAX_LOGIT = 10.0
 """A network is as good as certain there."""
+MARGIN_MM = 4.0
+"""What is around a target begins at its outline and ends here, or after three pixels."""
 
 
 class Cancelled(Exception):
@@ -40,13 +42,15 @@ class Limits:
     """Where the target ends, and how far a slice may differ from its neighbour.
 
     Attributes:
-        min_iou: least predicted IoU of a slice; the first below it ends that direction.
+        min_iou: least predicted IoU of a slice, as a share of its anchor's; the first below it ends that direction.
+        max_fading: how far the mean grey value may go from the anchor's (0) to what was around the anchor (1).
         max_slope: how many mm the target's mean radius may change per mm of depth, and how far its outline may lie
             outside its neighbour's; 1 is an outline at 45 degrees.
         max_distance_mm: how far from the outermost anchors to go at most.
     """
 
-    min_iou: float = 0.4
+    min_iou: float = 0.6
+    max_fading: float = 0.5
     max_slope: float = 1.5
     max_distance_mm: float = math.inf
 
@@ -145,21 +149,27 @@ def _fill(walk: _Walk, first: int, before: np.ndarray, last: int, after: np.ndar
         prediction = walk.predict(index, _prompt(shape, walk))
         nearest_mm = min(index - first, last - index) * walk.depth_mm
         kept = prediction.mask & (shape > -_reach_mm(walk, nearest_mm))
-        if prediction.iou_prediction < walk.limits.min_iou or not kept.any():
-            kept = shape > 0  # what the anchors agree on is more than a guess
+        if not kept.any():
+            kept = shape > 0  # what the anchors agree on is more than nothing
         walk.keep(index, replace(prediction, mask=kept))
 
 
 def _follow(walk: _Walk, anchor: Prediction, indices: range) -> None:
     """Outwards from an anchor, neighbour by neighbour, until the target ends."""
     last = anchor
+    start = indices.start - indices.step
+    inside, around = _greys(walk, start, anchor.mask)
     for num_steps, index in enumerate(indices, start=1):
         if not last.mask.any() or num_steps * walk.depth_mm > walk.limits.max_distance_mm:
             return
         shape = signed_distance_mm(last.mask, walk.spacing_mm)
         prediction = walk.predict(index, _prompt(shape, walk, last.low_res_mask))
         kept = prediction.mask & (shape > -_reach_mm(walk, walk.depth_mm))
-        if _has_ended(walk, last.mask, kept, prediction.iou_prediction):
+        if _has_ended(walk, last.mask, kept, prediction.iou_prediction / max(anchor.iou_prediction, 1e-6)):
+            return
+        # A box always holds something: the target has ended where it looks more like what was around it.
+        grey, _ = _greys(walk, index, kept)
+        if (grey - inside) * (around - inside) > walk.limits.max_fading * (around - inside) ** 2:
             return
         last = replace(prediction, mask=kept)
         walk.keep(index, last)
@@ -168,6 +178,14 @@ def _follow(walk: _Walk, anchor: Prediction, indices: range) -> None:
 def _has_ended(walk: _Walk, before: np.ndarray, after: np.ndarray, iou: float) -> bool:
     change_mm = abs(_radius_mm(after, walk.spacing_mm) - _radius_mm(before, walk.spacing_mm))
     return not after.any() or iou < walk.limits.min_iou or change_mm > _reach_mm(walk, walk.depth_mm)
+
+
+def _greys(walk: _Walk, index: int, mask: np.ndarray) -> tuple[float, float]:
+    """Mean grey value inside a mask, and in a margin around it."""
+    grey = walk.volume.slice_rgb(index, walk.axis, walk.window).mean(axis=2)
+    distance_mm = signed_distance_mm(mask, walk.spacing_mm)
+    margin = (distance_mm < 0) & (distance_mm > -max(MARGIN_MM, 3 * max(walk.spacing_mm)))
+    return tuple(float(grey[where].mean()) if where.any() else 0.0 for where in (mask, margin))  # type: ignore[return-value]
 
 
 def _reach_mm(walk: _Walk, distance_mm: float) -> float:
