@@ -20,7 +20,7 @@ import requests
 ROOT = Path(__file__).resolve().parents[2]
 APP = ROOT / "apps" / "imis"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-_FLAGS = [
+FLAGS = [
     "--no-sandbox",
     "--disable-background-networking",
     "--disable-component-update",
@@ -98,7 +98,7 @@ def page() -> Iterator[object]:
 
     errors: list[str] = []
     with sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=_FLAGS)
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         opened = browser.new_page(viewport={"width": 1280, "height": 800})
         opened.on("pageerror", lambda error: errors.append(str(error)))
         yield opened
