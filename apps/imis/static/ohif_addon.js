@@ -1,6 +1,9 @@
 // A panel below MONAI Label's own in OHIF: box, clicks, text, propagate, submit. The server adds it to OHIF's
 // app-config.js; it uses the services that the shipped OHIF leaves in window, and is plain JavaScript without a build.
 (() => {
+  // OHIF's panel asks port 8000 of this host unless this cookie says where the server is: right here.
+  document.cookie = `MONAILABEL_SERVER_URL=${escape(`${location.origin}/`)}; path=/; SameSite=Strict`;
+
   const SEGMENTATION = '1', MODELS = { slice: 'imis', volume: 'imis_propagate' };
   const BOX = 'RectangleROI', CLICK = 'ProbeMONAILabel';
   const tools = () => window.cornerstoneTools, services = () => window.services;
