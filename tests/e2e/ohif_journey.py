@@ -146,6 +146,7 @@ _POINT = """([voxel, viewport]) => {
 
 def _at(page: Page, voxel: tuple) -> tuple[float, float]:
     """Show the voxel's axial slice; where it is on the page."""
+    page.evaluate("window.scrollTo(0, 0)")  # pressing a button may have scrolled the page to it
     x, y = page.evaluate(_POINT, [[int(v) for v in voxel], "mpr-axial"])
     return x, y
 

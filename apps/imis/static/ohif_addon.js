@@ -1,4 +1,4 @@
-// A panel below MONAI Label's own in OHIF: box, clicks, text, propagate, submit. The server adds it to OHIF's
+// A panel above MONAI Label's own in OHIF: box, clicks, text, propagate, submit. The server adds it to OHIF's
 // app-config.js; it uses the services that the shipped OHIF leaves in window, and is plain JavaScript without a build.
 (() => {
   // OHIF's panel asks port 8000 of this host unless this cookie says where the server is: right here.
@@ -118,7 +118,7 @@
   }
 
   const STYLE = `#imis { color: #fff; font-size: 13px; margin: 8px; padding: 8px; border: 1px solid #3a3f99; border-radius: 6px }
-    #imis > * { margin: 4px 0 } #imis .row { display: flex; gap: 6px; align-items: center }
+    #imis > * { margin: 4px 0 } #imis .imis-row { display: flex; gap: 6px; align-items: center }
     #imis select, #imis input[type=text] { flex: 1; min-width: 0; color: #fff; background: #041c4a; border: 1px solid #3a3f99; border-radius: 4px; padding: 3px 6px }
     #imis button { flex: 1; background: #5acce6; color: #041c4a; border-radius: 4px; padding: 4px 8px } #imis #imis-submit { background: #2fbf71 }`;
 
@@ -126,13 +126,13 @@
     const info = await (await fetch('/info/')).json(), element = document.createElement('div');
     element.id = 'imis';
     element.innerHTML = `<style>${STYLE}</style><b>IMIS-Net: box, text, volume</b>
-      <div class=row>Segment <select id=imis-label></select></div>
-      <div class=row><button id=imis-box>▭ Box</button><button id=imis-clear>Clear</button></div>
-      <div class=row><input type=text id=imis-text placeholder="Text, e.g. spleen" list=imis-names><datalist id=imis-names></datalist></div>
-      <label class=row><input type=checkbox id=imis-clicks checked> with my clicks</label>
-      <div class=row><button id=imis-run>Run</button><button id=imis-propagate>Propagate</button></div>
-      <div class=row><button id=imis-submit>Submit label</button></div><div id=imis-message></div>`;
-    panel.appendChild(element);
+      <div class=imis-row>Segment <select id=imis-label></select></div>
+      <div class=imis-row><button id=imis-box>▭ Box</button><button id=imis-clear>Clear</button></div>
+      <div class=imis-row><input type=text id=imis-text placeholder="Text, e.g. spleen" list=imis-names><datalist id=imis-names></datalist></div>
+      <label class=imis-row><input type=checkbox id=imis-clicks checked> with my clicks</label>
+      <div class=imis-row><button id=imis-run>Run</button><button id=imis-propagate>Propagate</button></div>
+      <div class=imis-row><button id=imis-submit>Submit label</button></div><div id=imis-message></div>`;
+    panel.prepend(element);
     const names = Object.values(info.models[MODELS.slice].labels);
     $('names').replaceChildren(...names.map(name => new Option(name, name)));
     $('label').replaceChildren(...segments().map(segment => new Option(segment.label, segment.label)));
