@@ -94,7 +94,9 @@ def _walk(page: Page, url: str, study: str, series: str) -> None:
 def _submit(page: Page, series: str) -> None:
     used = [name for name in CENTRES if _mask(page, name).any()]
     page.click("#imis-submit")
-    page.wait_for_function("/submitted|error/.test(document.querySelector('#imis-message').textContent)", timeout=60_000)
+    page.wait_for_function(
+        "/submitted|error/.test(document.querySelector('#imis-message').textContent)", timeout=60_000
+    )
     told = page.inner_text("#imis-message")
     assert told.startswith("submitted"), told
     stored = requests.get(f"{ORTHANC}/dicom-web/series", {"Modality": "SEG"}, timeout=30).json()
@@ -175,7 +177,9 @@ def _drag(page: Page, start: tuple, end: tuple) -> None:
 
 def _run(page: Page, button: str) -> None:
     page.click(button)
-    page.wait_for_function("!/running|^drag|^$/.test(document.querySelector('#imis-message').textContent)", timeout=120_000)
+    page.wait_for_function(
+        "!/running|^drag|^$/.test(document.querySelector('#imis-message').textContent)", timeout=120_000
+    )
     told = page.inner_text("#imis-message")
     assert "voxels" in told, told
 

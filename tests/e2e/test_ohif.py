@@ -20,5 +20,9 @@ def test_click_box_text_propagate_and_submit(tmp_path: Path) -> None:
     alone = ["unshare", "--net", "--map-root-user"]
     if subprocess.run([*alone, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no network namespace may be made here, and Orthanc listens on every address")
-    done = subprocess.run([*alone, sys.executable, str(JOURNEY), str(tmp_path)], capture_output=True, text=True, check=False, timeout=400)
-    assert done.returncode == 0, f"{done.stdout}\n{done.stderr[-6000:]}\n{(tmp_path / 'server.log').read_text()[-2000:]}"
+    done = subprocess.run(
+        [*alone, sys.executable, str(JOURNEY), str(tmp_path)], capture_output=True, text=True, check=False, timeout=400
+    )
+    assert done.returncode == 0, (
+        f"{done.stdout}\n{done.stderr[-6000:]}\n{(tmp_path / 'server.log').read_text()[-2000:]}"
+    )
