@@ -75,9 +75,7 @@ def _accuracy(segmenter: TorchSegmenter, data: Path) -> Iterator[Claim]:
         pair = _dice(found, target.truth), _dice(each, target.truth)
         kind = "long" if len(target.slices) >= 2 * SLICES_PER_PROMPT else "short"
         scores[kind].append(pair)
-        print(
-            f"  {target.case} {target.value}: {len(target.slices)} slices, {pair[0]:.3f} of {pair[1]:.3f}", flush=True
-        )
+        print(f"  {target.case} {target.value}: {len(target.slices)}, {pair[0]:.3f} of {pair[1]:.3f}", flush=True)
     names = {"long": "two prompts or more", "short": "one prompt"}
     for kind, pairs in scores.items():
         ours, theirs = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)

@@ -73,14 +73,14 @@ def running(studies: str, folder: Path, **environment: str) -> Iterator[Running]
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
+    for _ in range(480):
         assert process.poll() is None, f"server stopped:\n{log.read_text()[-4000:]}"
         try:
             if requests.get(f"{url}/info/", timeout=30).status_code == 200:
                 return
         except requests.ConnectionError:
             time.sleep(0.5)
-    pytest.fail(f"no answer in two minutes:\n{log.read_text()[-4000:]}")
+    pytest.fail(f"no answer in four minutes:\n{log.read_text()[-4000:]}")
 
 
 @pytest.fixture(scope="session")

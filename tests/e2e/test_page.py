@@ -113,7 +113,7 @@ def _asked(server: object, study: str, params: dict) -> np.ndarray:
 
 
 def test_clicks_box_word_undo_and_submit_on_the_sample(page: object, server: object) -> None:
-    """Breaks if a click lands on another voxel, undo keeps a prompt, a mask is not shown, or Submit mixes targets up."""
+    """Breaks if a click lands on another voxel, undo keeps a prompt, or Submit mixes targets up."""
     frame = _open(page, server.url, CT)
     plane = Plane(frame, 512, 512)  # rows are stored from the back to the front
 

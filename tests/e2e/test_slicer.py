@@ -28,7 +28,7 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def test_next_sample_click_roi_propagate_submit(tmp_path: Path, serve: Callable) -> None:
-    """Breaks if a swapped roi is taken as empty, a mask leaves the image's grid, or a label is stored under a wrong name."""
+    """Breaks if a swapped roi is taken as empty, or a mask leaves the image's grid."""
     studies = tmp_path / "studies"
     studies.mkdir()
     truth = _study(studies / "case.nii.gz")
