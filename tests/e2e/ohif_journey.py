@@ -1,7 +1,7 @@
+# ruff: noqa: E501 - scripts for the browser
 """An annotator's way through OHIF, on a real Orthanc, alone in a network namespace: run by ``test_ohif.py``.
 
 Debian's Orthanc listens on every address and cannot be told not to; here there is none but the loopback one.
-# ruff: noqa: E501 - scripts for the browser
 """
 
 from __future__ import annotations
