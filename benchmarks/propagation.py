@@ -80,7 +80,7 @@ def _accuracy(segmenter: TorchSegmenter, data: Path) -> Iterator[Claim]:
     for kind, pairs in scores.items():
         ours, theirs = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
         yield Claim(
-            f"Dice with one prompted slice in ten / Dice of a box on every slice, {len(pairs)} targets of {names[kind]}",
+            f"Dice with one slice in ten prompted / of a box on each, {len(pairs)} targets of {names[kind]}",
             float(ours / theirs),
             0.95,
             beside=f"{ours:.3f} of {theirs:.3f}",
