@@ -7,7 +7,7 @@ GOLDEN ?= ../shared/golden/public
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test lint parity bench-serving
+.PHONY: help venv serve e2e test lint parity bench-serving
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -21,6 +21,11 @@ serve: venv ## start MONAI Label with the sample studies (PORT=8000, STUDIES=stu
 test: export OMP_NUM_THREADS ?= 2
 test: venv ## run the whole test suite (ARGS="-k NAME")
 	@$(PYTHON) -m pytest --import-mode=importlib $(ARGS)
+
+e2e: venv ## install Chromium and Orthanc (apt, as root) for the browser tests, and run them
+	@apt-get install -y --no-install-recommends chromium fonts-dejavu-core orthanc orthanc-dicomweb || \
+	  (apt-get update && apt-get install -y --no-install-recommends chromium fonts-dejavu-core orthanc orthanc-dicomweb)
+	@$(PYTHON) -m pytest --import-mode=importlib tests/e2e/test_page.py tests/e2e/test_slicer.py tests/e2e/test_ohif.py $(ARGS)
 
 lint: venv ## ruff and mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy

@@ -82,7 +82,8 @@ def _announce(args: argparse.Namespace) -> None:
     url = f"http://{'127.0.0.1' if args.host == '0.0.0.0' else args.host}:{args.port}"
     while not _answers(f"{url}/info/"):
         time.sleep(0.5)
-    print(f"\nReady at {url}/  (API pages; 3D Slicer's MONAI Label module connects to this address)", flush=True)
+    print(f"\nOpen {url}/imis/ in a browser: click on a structure, drag a box, or type its name", flush=True)
+    print(f"Ready at {url}/  (API pages; 3D Slicer's MONAI Label module connects to this address)", flush=True)
     facts = json.loads((SAMPLES / "labels.json").read_text())
     image, label = facts["example"]["image"], facts["example"]["label"]
     if (Path(args.studies) / f"{image}.nii.gz").is_file():

@@ -36,6 +36,7 @@ from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
 from lib.names import checked_name  # noqa: E402
 from lib.pool import WorkerPool  # noqa: E402
 from lib.prompt_log import PromptLog  # noqa: E402
+from lib.propagate import PropagateTask  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
@@ -74,6 +75,7 @@ class ImisApp(MONAILabelApp):
         return {
             "imis": InteractiveTask(self.engine, labels, memory),
             "imis_text": TextTask(self.engine, labels, config.min_iou),
+            "imis_propagate": PropagateTask(self.engine, labels),
         }
 
     def on_init_complete(self) -> None:
@@ -102,7 +104,7 @@ class ImisApp(MONAILabelApp):
             raise HTTPException(404, f"unknown model: got {model!r}, expected one of {', '.join(self._infers)}")
         datastore = datastore or self.datastore()
         image = request.get("image")
-        path = image if isinstance(image, Path) else self.path_of(image)
+        path = image if isinstance(image, Path) else self.path_of(image, datastore)
         try:
             file, params = task({**request, "image": str(path), "is_upload": isinstance(image, Path)})
         except (PromptError, ImageError) as error:
@@ -116,7 +118,7 @@ class ImisApp(MONAILabelApp):
             )
         return {"label": label, "tag": tag, "file": file, "params": params}
 
-    def path_of(self, image: object) -> Path:
+    def path_of(self, image: object, datastore: Datastore | None = None) -> Path:
         """The file, or the folder, of an image id.
 
         Raises:
@@ -124,7 +126,7 @@ class ImisApp(MONAILabelApp):
         """
         if not isinstance(image, str) or not image:
             raise HTTPException(422, f"image: expected an image id, got {image!r}")
-        path = self.datastore().get_image_uri(checked_name("image", image))
+        path = (datastore or self.datastore()).get_image_uri(checked_name("image", image))
         if not path or not os.path.exists(path):
             raise HTTPException(404, f"unknown image: got {image!r}, expected an id from /datastore/?output=all")
         return Path(path)

@@ -117,7 +117,8 @@ def test_info_shows_both_models_as_the_viewers_need_them(server: Server) -> None
     """Breaks when a type, the dimension or an option changes, so that a viewer's panel or setting disappears."""
     info = requests.get(f"{server.url}/info/", timeout=30).json()
     models = info["models"]
-    assert {name: m["type"] for name, m in models.items()} == {"imis": "deepgrow", "imis_text": "segmentation"}
+    types = {"imis": "deepgrow", "imis_text": "segmentation", "imis_propagate": "deepgrow"}
+    assert {name: m["type"] for name, m in models.items()} == types
     assert all(m["dimension"] == 3 for m in models.values())
     assert models["imis"]["config"] == {"text": "", "slice": "", "window": "", "prompt": ["points", "box"]}
     assert isinstance(info["labels"], list)

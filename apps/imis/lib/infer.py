@@ -171,7 +171,7 @@ class _ImisTask(InferTask):
             answers += [(t, p) for t, p in zip(targets, predictions, strict=True) if self._is_kept(t, p)]
         values = self.values([target.name for target, _ in answers])
         mask = _painted(volume, asked.axis, answers, values)
-        path = _write(mask, volume)
+        path = write_mask(mask, volume)
         watch.lap("write")
         self.engine.telemetry.stages(watch.report())
         return path, {
@@ -278,7 +278,8 @@ def _painted(
     return mask
 
 
-def _write(mask: np.ndarray, volume: Volume) -> str:
+def write_mask(mask: np.ndarray, volume: Volume) -> str:
+    """The path of a temporary gzipped NRRD, which whoever answers with it removes."""
     with tempfile.NamedTemporaryFile(suffix=".nrrd", delete=False) as file:
         write_mask_nrrd(Path(file.name), mask, volume, compress_level=1)
     return file.name

@@ -1,0 +1,158 @@
+"""Propagation through labelled volumes: one prompted slice in ten against a box on every slice, cost and memory.
+
+.venv/bin/python benchmarks/propagation.py [--data ../shared/data/dev]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
+
+import torch
+from claims import Claim, report
+
+from imis_net.embedding_cache import EmbeddingCache
+from imis_net.images import Volume, read_volume
+from imis_net.prompts import ImageEmbedding, Prompt
+from imis_net.propagation import Embed, propagate
+from imis_net.segmenter import TorchSegmenter, load_segmenter
+
+SLICES_PER_PROMPT = 10
+MAX_NUM_TARGETS = 2
+CACHE_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """A labelled target: its volume, and its truth bool [I, J, K]."""
+
+    case: str
+    value: int
+    volume: Volume
+    truth: np.ndarray
+
+    @property
+    def slices(self) -> np.ndarray:
+        return np.flatnonzero(self.truth.any((0, 1)))
+
+    def box(self, index: int) -> Prompt:
+        """What an annotator would draw on that slice."""
+        columns, rows = (np.flatnonzero(self.truth[..., index].any(axis)) for axis in (1, 0))
+        return Prompt(box=np.array([columns[0] - 0.5, rows[0] - 0.5, columns[-1] + 0.5, rows[-1] + 0.5]))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dev")
+    parser.add_argument("--threads", type=int, default=0)
+    args = parser.parse_args()
+    if not (args.data / "index.json").is_file():
+        print(f"no labelled volumes: expected {args.data}/index.json", file=sys.stderr)
+        sys.exit(2)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    segmenter = load_segmenter()
+    sys.exit(report("propagation", [*_accuracy(segmenter, args.data), *_cost(segmenter)]))
+
+
+def _accuracy(segmenter: TorchSegmenter, data: Path) -> Iterator[Claim]:
+    scores: dict[str, list[tuple[float, float]]] = {"long": [], "short": []}
+    for target in _targets(data):
+        embed = _cached(segmenter)
+        each = _per_slice(segmenter, embed, target)
+        found = propagate(target.volume, _anchors(target), segmenter, embed).mask
+        pair = _dice(found, target.truth), _dice(each, target.truth)
+        kind = "long" if len(target.slices) >= 2 * SLICES_PER_PROMPT else "short"
+        scores[kind].append(pair)
+        print(f"  {target.case} {target.value}: {len(target.slices)}, {pair[0]:.3f} of {pair[1]:.3f}", flush=True)
+    names = {"long": "two prompts or more", "short": "one prompt"}
+    for kind, pairs in scores.items():
+        ours, theirs = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
+        yield Claim(
+            f"Dice with one slice in ten prompted / of a box on each, {len(pairs)} targets of {names[kind]}",
+            float(ours / theirs),
+            0.95,
+            beside=f"{ours:.3f} of {theirs:.3f}",
+        )
+
+
+def _targets(data: Path) -> Iterator[Target]:
+    """The largest targets of each volume: the others are a few pixels wide on a slice."""
+    for case in json.loads((data / "index.json").read_text())["cases"]:
+        if case["kind"] != "3d":
+            continue
+        volume, labels = read_volume(data / case["image"]), read_volume(data / case["label"]).array
+        values, counts = np.unique(labels[labels > 0], return_counts=True)
+        for value in values[np.argsort(-counts)][:MAX_NUM_TARGETS]:
+            yield Target(case["id"], int(value), volume, labels == value)
+
+
+def _anchors(target: Target) -> Mapping[int, Prompt]:
+    """From the first slice to the last, a tenth of them; the middle one where that is a single slice."""
+    num = max(1, len(target.slices) // SLICES_PER_PROMPT)
+    chosen = np.linspace(0, len(target.slices) - 1, num) if num > 1 else [len(target.slices) // 2]
+    return {int(k): target.box(int(k)) for k in target.slices[np.rint(chosen).astype(int)]}
+
+
+def _per_slice(segmenter: TorchSegmenter, embed: Embed, target: Target) -> np.ndarray:
+    mask = np.zeros(target.truth.shape, bool)
+    for index in target.slices:
+        image = target.volume.slice_rgb(int(index))
+        mask[..., index] = segmenter.predict(embed(image), target.box(int(index))).mask.T
+    return mask
+
+
+def _cached(segmenter: TorchSegmenter) -> Embed:
+    """Through the cache that the server has, so that a slice that was seen before costs the decoder alone."""
+    cache = _CACHE
+
+    def embed(image: np.ndarray) -> ImageEmbedding:
+        return cache.get_or_encode(str(hash(image.tobytes())), lambda: segmenter.encode_image(image))[0]
+
+    return embed
+
+
+_CACHE = EmbeddingCache(CACHE_BYTES)
+
+
+def _cost(segmenter: TorchSegmenter) -> Iterator[Claim]:
+    """A bright cylinder in noise, 25 to 200 slices deep: what a slice more costs, and what stays in memory."""
+    seconds, peaks_mb, depths = [], [], [25, 50, 100, 200]
+    for depth in depths:
+        volume = _cylinder(depth)
+        start = time.perf_counter()
+        found = propagate(volume, {depth // 2: Prompt(box=[90, 90, 166, 166])}, segmenter, segmenter.encode_image)
+        seconds.append((time.perf_counter() - start) / len(found.iou_predictions))
+        peaks_mb.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(f"  {depth} slices: {len(found.iou_predictions)} found, {seconds[-1] * 1e3:.0f} ms each", flush=True)
+    yield Claim("time of a slice, 200 deep / 50 deep", seconds[3] / seconds[1], 1.25, at_least=False)
+    own_mb = (200 - 50) * 256 * 256 * 3 / 2**20  # the volume and its mask are larger, which is not ours to spare
+    yield Claim("MB more at the peak, 200 deep - 50 deep", peaks_mb[3] - peaks_mb[1], own_mb + 100, at_least=False)
+
+
+def _cylinder(depth: int) -> Volume:
+    y, x = np.mgrid[:256, :256]
+    plane = np.where((x - 128) ** 2 + (y - 128) ** 2 < 38**2, 150, 0)
+    noise = np.random.default_rng(0).normal(0, 10, (256, 256))
+    body = np.repeat((plane + noise).astype(np.int16)[..., None], depth, axis=2)
+    return Volume(body, np.diag([1.0, 1.0, 2.0, 1.0]))
+
+
+def _dice(mask: np.ndarray, truth: np.ndarray) -> float:
+    total = int(mask.sum()) + int(truth.sum())
+    return 2 * float(np.count_nonzero(mask & truth)) / total if total else 1.0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""A few prompted slices -> the whole target: both ways through a volume, along any axis.
+
+Slices between two prompted ones (anchors) are prompted with what the anchors' masks become in between, the signed
+distance to their outlines interpolated at that depth. Beyond the outermost anchors each slice is prompted with its
+neighbour's mask, until the target ends. Distances and limits are in mm, so that thick slices may change more than
+thin ones. The published model segments single slices ("only 2D slices"); this is our addition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch.nn import functional as F
+
+from imis_net.errors import PromptError
+from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.segmenter import Segmenter
+from imis_net.volume import Volume, Window
+
+Embed = Callable[[np.ndarray], ImageEmbedding]
+"""uint8 RGB [H, W, 3] -> its embedding, from a cache where there is one."""
+
+
+MAX_LOGIT = 10.0
+"""A network is as good as certain there."""
+MARGIN_MM = 4.0
+"""What is around a target begins at its outline and ends here, or after three pixels."""
+
+
+class Cancelled(Exception):
+    """The caller asked to stop; nothing was kept."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where the target ends, and how far a slice may differ from its neighbour.
+
+    Attributes:
+        min_iou: least predicted IoU of a slice, as a share of its anchor's; the first below it ends that direction.
+        max_fading: how far the mean grey value may go from the anchor's (0) to what was around the anchor (1).
+        max_slope: how many mm the target's mean radius may change per mm of depth, and how far its outline may lie
+            outside its neighbour's; 1 is an outline at 45 degrees.
+        max_distance_mm: how far from the outermost anchors to go at most.
+    """
+
+    min_iou: float = 0.6
+    max_fading: float = 0.5
+    max_slope: float = 1.5
+    max_distance_mm: float = math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Propagation:
+    """The answer: ``mask`` bool [I, J, K], i fastest, and the predicted IoU of each slice that holds some of it."""
+
+    mask: np.ndarray
+    iou_predictions: Mapping[int, float]
+
+
+@dataclass(eq=False)
+class _Walk:
+    """One call's state: what is asked, where it stands, what it has painted."""
+
+    volume: Volume
+    segmenter: Segmenter
+    embed: Embed
+    axis: int
+    window: Window | None
+    limits: Limits
+    on_progress: Callable[[int, int], None]
+    is_cancelled: Callable[[], bool]
+    num_done: int = 0
+    ious: dict[int, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.mask = np.zeros(self.volume.array.shape[:3], bool, order="F")
+        self.slices = np.moveaxis(self.mask, self.axis, -1)
+        self.spacing_mm = self.volume.pixel_spacing_mm(self.axis)
+        self.depth_mm = float(self.volume.spacing_mm[self.axis])
+
+    def predict(self, index: int, prompt: Prompt) -> Prediction:
+        """
+        Raises:
+            Cancelled: the caller wants no more.
+        """
+        if self.is_cancelled():
+            raise Cancelled
+        image = self.volume.slice_rgb(index, self.axis, self.window)
+        prediction = self.segmenter.predict(self.embed(image), prompt)
+        self.num_done += 1
+        self.on_progress(self.num_done, self.slices.shape[-1])
+        return prediction
+
+    def keep(self, index: int, prediction: Prediction) -> None:
+        self.slices[..., index] = prediction.mask.T
+        self.ious[index] = round(prediction.iou_prediction, 4)
+
+
+def propagate(
+    volume: Volume,
+    anchors: Mapping[int, Prompt],
+    segmenter: Segmenter,
+    embed: Embed,
+    axis: int = 2,
+    window: Window | None = None,
+    limits: Limits | None = None,
+    on_progress: Callable[[int, int], None] = lambda num_done, num_slices: None,
+    is_cancelled: Callable[[], bool] = lambda: False,
+) -> Propagation:
+    """One target from its prompts by slice of ``axis``.
+
+    Raises:
+        PromptError: no anchor, one outside the volume, or a prompt that does not fit its slice.
+        Cancelled: ``is_cancelled`` said so between two slices.
+    """
+    _check(volume, anchors, axis)
+    walk = _Walk(volume, segmenter, embed, axis, window, limits or Limits(), on_progress, is_cancelled)
+    found = {index: walk.predict(index, anchors[index]) for index in sorted(anchors)}
+    for index, prediction in found.items():
+        walk.keep(index, prediction)
+    for (first, before), (last, after) in pairwise(found.items()):
+        _fill(walk, first, before.mask, last, after.mask)
+    indices = list(found)
+    _follow(walk, found[indices[0]], range(indices[0] - 1, -1, -1))
+    _follow(walk, found[indices[-1]], range(indices[-1] + 1, volume.num_slices(axis)))
+    return Propagation(walk.mask, dict(sorted(walk.ious.items())))
+
+
+def _check(volume: Volume, anchors: Mapping[int, Prompt], axis: int) -> None:
+    if not anchors:
+        raise PromptError("propagation: expected a prompt on at least one slice, got none")
+    for index in anchors:
+        if not 0 <= index < volume.num_slices(axis):
+            raise PromptError(f"slice out of range: got {index}, expected 0..{volume.num_slices(axis) - 1}")
+
+
+def _fill(walk: _Walk, first: int, before: np.ndarray, last: int, after: np.ndarray) -> None:
+    """The slices between two anchors: an anchor without a mask says that the target ends before it."""
+    if not before.any() or not after.any():
+        return
+    for index in range(first + 1, last):
+        shape = between(before, after, (index - first) / (last - first), walk.spacing_mm)
+        prediction = walk.predict(index, _prompt(shape, walk))
+        nearest_mm = min(index - first, last - index) * walk.depth_mm
+        kept = prediction.mask & (shape > -_reach_mm(walk, nearest_mm))
+        if not kept.any():
+            kept = shape > 0  # what the anchors agree on is more than nothing
+        walk.keep(index, replace(prediction, mask=kept))
+
+
+def _follow(walk: _Walk, anchor: Prediction, indices: range) -> None:
+    """Outwards from an anchor, neighbour by neighbour, until the target ends."""
+    last = anchor
+    start = indices.start - indices.step
+    inside, around = _greys(walk, start, anchor.mask)
+    for num_steps, index in enumerate(indices, start=1):
+        if not last.mask.any() or num_steps * walk.depth_mm > walk.limits.max_distance_mm:
+            return
+        shape = signed_distance_mm(last.mask, walk.spacing_mm)
+        prediction = walk.predict(index, _prompt(shape, walk, last.low_res_mask))
+        kept = prediction.mask & (shape > -_reach_mm(walk, walk.depth_mm))
+        if _has_ended(walk, last.mask, kept, prediction.iou_prediction / max(anchor.iou_prediction, 1e-6)):
+            return
+        # A box always holds something: the target has ended where it looks more like what was around it.
+        grey, _ = _greys(walk, index, kept)
+        if (grey - inside) * (around - inside) > walk.limits.max_fading * (around - inside) ** 2:
+            return
+        last = replace(prediction, mask=kept)
+        walk.keep(index, last)
+
+
+def _has_ended(walk: _Walk, before: np.ndarray, after: np.ndarray, iou: float) -> bool:
+    change_mm = abs(_radius_mm(after, walk.spacing_mm) - _radius_mm(before, walk.spacing_mm))
+    return not after.any() or iou < walk.limits.min_iou or change_mm > _reach_mm(walk, walk.depth_mm)
+
+
+def _greys(walk: _Walk, index: int, mask: np.ndarray) -> tuple[float, float]:
+    """Mean grey value inside a mask, and in a margin around it."""
+    grey = walk.volume.slice_rgb(index, walk.axis, walk.window).mean(axis=2)
+    distance_mm = signed_distance_mm(mask, walk.spacing_mm)
+    margin = (distance_mm < 0) & (distance_mm > -max(MARGIN_MM, 3 * max(walk.spacing_mm)))
+    return tuple(float(grey[where].mean()) if where.any() else 0.0 for where in (mask, margin))  # type: ignore[return-value]
+
+
+def _reach_mm(walk: _Walk, distance_mm: float) -> float:
+    """How far an outline may move over that depth; a pixel is always allowed."""
+    return walk.limits.max_slope * distance_mm + max(walk.spacing_mm)
+
+
+def _radius_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> float:
+    """Of the disc of the same area."""
+    return math.sqrt(np.count_nonzero(mask) * spacing_mm[0] * spacing_mm[1] / math.pi)
+
+
+def _prompt(shape_mm: np.ndarray, walk: _Walk, low_res_mask: np.ndarray | None = None) -> Prompt:
+    """The box around an expected shape and its mask: the neighbour's own logits, or else the distances in pixels."""
+    if low_res_mask is None:
+        low_res_mask = _low_res(shape_mm / max(walk.spacing_mm), walk.segmenter.image_size // 4)
+    rows, columns = (np.flatnonzero((shape_mm > 0).any(axis)) for axis in (1, 0))
+    # Half a pixel outwards: a box runs along its pixels' outer edges, and one pixel has an area.
+    box = np.array([columns[0], rows[0], columns[-1], rows[-1]]) + np.array([-0.5, -0.5, 0.5, 0.5])
+    return Prompt(box=box, low_res_mask=low_res_mask)
+
+
+def _low_res(logits: np.ndarray, side: int) -> np.ndarray:
+    """[H, W] -> float32 [side, side] in the model frame."""
+    pixels = torch.from_numpy(logits.astype(np.float32)).clamp(-MAX_LOGIT, MAX_LOGIT)
+    return F.interpolate(pixels[None, None], (side, side), mode="bilinear", antialias=True)[0, 0].numpy()
+
+
+def signed_distance_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:
+    """[H, W] -> distance to the outline, positive inside; far outside everywhere where the mask is empty."""
+    inside, outside = (ndimage.distance_transform_edt(m, sampling=spacing_mm) for m in (mask, ~mask))
+    return inside - outside
+
+
+def between(before: np.ndarray, after: np.ndarray, fraction: float, spacing_mm: tuple[float, float]) -> np.ndarray:
+    """Two masks [H, W] -> signed distances in mm of the shape at ``fraction`` of the way from one to the other.
+
+    Each is moved to where the centre should be before they are mixed, or a target that runs obliquely would vanish
+    half way.
+
+    Source: shape-based interpolation, Raya and Udupa, IEEE TMI 1990.
+    """
+    centres = [np.array(ndimage.center_of_mass(mask)) for mask in (before, after)]
+    centre = centres[0] + fraction * (centres[1] - centres[0])
+    moved = [
+        ndimage.shift(signed_distance_mm(mask, spacing_mm), centre - own, order=1, mode="nearest")
+        for mask, own in zip((before, after), centres, strict=True)
+    ]
+    return (1 - fraction) * moved[0] + fraction * moved[1]
