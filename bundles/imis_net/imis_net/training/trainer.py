@@ -24,6 +24,7 @@ from imis_net.segmenter import TorchSegmenter
 from imis_net.training.dataset import Record
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
 from imis_net.training.sampler import Sampler
+from imis_net.training.splits import check_patients
 
 log = logging.getLogger(__name__)
 
@@ -183,17 +184,6 @@ class Trainer:
         if score > self._best:
             self._best = score
             save_weights(served, self._out / "best.safetensors", metadata)
-
-
-def check_patients(training: Sequence[Record], validation: Sequence[Record]) -> None:
-    """Refuse a split in which a patient stands on both sides.
-
-    Raises:
-        DatasetError: with the patients.
-    """
-    both = {r.patient for r in training} & {r.patient for r in validation}
-    if both:
-        raise DatasetError(f"patients in training and validation: {sorted(both)[:5]}")
 
 
 def _rate(step: int, done: float) -> float:
