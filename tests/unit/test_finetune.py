@@ -104,5 +104,5 @@ def test_nothing_to_learn_from_is_refused_before_any_work(network, spoil):
     empty = Record("no label", "9", "a set", "CT", np.zeros((8, 8, 3), np.uint8), ())
     training = [empty] if spoil == "training" else [record("1")]
     validation = {"validation": [empty], "patients": [record("1")]}.get(spoil, [record("2")])
-    with pytest.raises(DatasetError, match="learn from|validate on|patients in"):
+    with pytest.raises(DatasetError, match=r"learn from|validate on|patients in"):
         fine_tune(network, training, validation, settings(), lambda image: pytest.fail("encoded"))

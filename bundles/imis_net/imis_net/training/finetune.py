@@ -1,4 +1,4 @@
-"""Fine-tuning on a few labelled images within a time budget: neck, prompt encoder and decoder learn, the trunk does not.
+"""Fine-tuning on a few labelled images in bounded time: neck, prompt encoder and decoder learn, the trunk does not.
 
 The trunk's features may come from anywhere (``trunk_features.TrunkFeatures``); with a provider, the network may even
 have had its trunk removed (``drop_trunk``).

@@ -14,6 +14,12 @@ def check_patients(training: Sequence[Record], validation: Sequence[Record]) -> 
     Raises:
         DatasetError: with the patients.
     """
-    both = {r.patient for r in training} & {r.patient for r in validation}
+    both = patients(training) & patients(validation)
     if both:
         raise DatasetError(f"patients in training and validation: {sorted(both)[:5]}")
+
+
+def patients(records: Sequence[Record]) -> set[str]:
+    """Whose they are, without reading images where a list of them exists."""
+    known: set[str] | None = getattr(records, "patients", None)
+    return {r.patient for r in records} if known is None else known
