@@ -10,8 +10,9 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,27 @@ def read_index(
     if not records:
         raise DatasetError(f"{root}: no usable record in subsets {list(subsets)}")
     return records
+
+
+class OnDemand(Sequence[Record]):
+    """What a reader reads, when first asked for: a config that names bad data can then be told so in one sentence."""
+
+    def __init__(self, read: Callable[..., Sequence[Record]], **arguments: Any) -> None:
+        self._read, self._arguments = read, arguments
+
+    @cached_property
+    def _records(self) -> Sequence[Record]:
+        return self._read(**self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._records[index]
+
+    @property
+    def patients(self) -> set[str] | None:
+        return getattr(self._records, "patients", None)
 
 
 class Imed361m(Sequence[Record]):

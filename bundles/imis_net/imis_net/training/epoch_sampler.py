@@ -52,7 +52,12 @@ class EpochSampler:
     seed: int = 0
     num_skipped: int = field(default=0, init=False)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse settings and data that nothing can be learnt from.
+
+        Raises:
+            DatasetError: what is wrong.
+        """
         if len(self.records) == 0:
             raise DatasetError("nothing to learn from: got no records")
         if self.image_size % PATCH_PX:

@@ -129,6 +129,8 @@ class Trainer:
             raise DatasetError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         self.protocol.check(self.validation)
         for stage in self.stages:
+            if isinstance(stage.sampler, EpochSampler):
+                stage.sampler.check()
             check_patients(stage.sampler.records, self.validation)
         with joined(self.device) as world:
             return _Run(self, world).all_stages()
