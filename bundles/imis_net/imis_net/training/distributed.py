@@ -79,6 +79,8 @@ def joined(device: str | None = None) -> Iterator[World]:
     """
     if device is None:
         device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda"):
+        torch.cuda.set_device(device)
     size = int(os.environ.get("WORLD_SIZE", 1))
     if size == 1:
         yield World(device=torch.device(device))
