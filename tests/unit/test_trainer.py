@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -93,24 +94,44 @@ def test_each_image_is_encoded_once_for_all_targets_and_rounds(tmp_path):
     assert num_encoded == [2, 2]
 
 
-def test_rounds_freed_one_by_one_give_the_same_gradients():
-    """Breaks if giving back each round's memory loses a part of the gradient, the neck's for one."""
+def one_process(autocast, num_rounds: int = 2):
+    """A run that stands before its first step, and the examples of that step."""
     torch.manual_seed(0)
     network = imis_net_compact(64).train()
     sampler = EpochSampler([record("1")], 64, resize="bilinear", known_texts=("liver",))
-    policy = InteractionPolicy({"text": 1.0, "box": 1.0}, num_rounds=2, keep_clicks=True)
+    policy = InteractionPolicy({"text": 1.0, "box": 1.0}, num_rounds=num_rounds, keep_clicks=True)
     stage = Stage(64, 1, 1, 1e-4, sampler, policy, InteractiveLoss())
-    trainer = Trainer(imis_net_compact, [stage], [], ".", seed=3)
     run = _Run.__new__(_Run)
-    run.trainer, run.world, run.network, run.autocast = trainer, World(), network, nullcontext
-    run.place, run.interact = Place("a recipe"), InteractiveStep(network, policy, stage.loss)
-    examples = sampler.draw_at(0, np.random.default_rng(0))
+    run.trainer, run.world = Trainer(imis_net_compact, [stage], [], ".", seed=3), World()
+    run.network, run.autocast, run.place = network, autocast, Place("a recipe")
+    run.interact = InteractiveStep(network, policy, stage.loss, autocast)
+    return run, stage, sampler.draw_at(0, np.random.default_rng(0))
+
+
+def gradients(network) -> dict[str, torch.Tensor]:
+    return {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
+
+
+def test_rounds_freed_one_by_one_give_the_same_gradients():
+    """Breaks if giving back each round's memory loses a part of the gradient, the neck's for one."""
+    run, stage, examples = one_process(nullcontext)
     run._backward(stage, [(0, examples)])
-    ours = {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
-    network.zero_grad()
+    ours = gradients(run.network)
+    run.network.zero_grad()
     features, rng = run._encode([examples[0].image]), np.random.default_rng([3, 0, 0, 1])
     losses = [run.interact(features, torch.from_numpy(e.targets), e.texts, rng)[0] for e in examples]
     torch.stack(losses).mean().backward()
-    theirs = {k: p.grad for k, p in network.named_parameters() if p.grad is not None}
+    theirs = gradients(run.network)
     assert ours.keys() == theirs.keys()
     assert all(torch.allclose(ours[k], theirs[k], atol=1e-6, rtol=1e-4) for k in ours)
+
+
+def test_mixed_precision_gives_nearly_the_same_gradients():
+    """Breaks if the loss is computed in half precision, or gradients change their type on the way to the neck."""
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    (mixed, stage, examples), (full, _, _) = one_process(autocast, num_rounds=0), one_process(nullcontext, num_rounds=0)
+    for run in (mixed, full):
+        run._backward(stage, [(0, examples)])
+    ours, theirs = (torch.cat([g.flatten() for g in gradients(r.network).values()]) for r in (mixed, full))
+    assert ours.dtype == torch.float32
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.98

@@ -89,7 +89,8 @@ class Trainer:
         trunk_rate: the trunk's learning rate as a share of the other parts', where the trunk learns.
         validation: records never trained on, scored by ``protocol`` every ``validate_every`` steps (None: each epoch).
         checkpoint_every: steps between resumable checkpoints; there is one after each validation, too.
-        precision: ``float32``, or ``bfloat16`` for mixed precision.
+        precision: ``float32``, or ``bfloat16`` for mixed precision on a GPU; a CPU, where it can be hundreds of times
+            slower, stays in float32.
         served_size: the frame of validation and serving; None: the network's own.
         ema_decay: of the average that is validated and served; 0 for the last step's weights.
         num_workers: processes that read examples ahead.
@@ -171,8 +172,12 @@ class _Run:
         self.place = self._place()
         self.log: TrainingLog | None = None
         dtype = PRECISIONS[trainer.precision]
+        is_mixed = dtype is not torch.float32 and world.device.type != "cpu"
         self.autocast: Callable[[], AbstractContextManager] = partial(
-            torch.autocast, world.device.type, dtype=dtype, enabled=dtype is not torch.float32
+            torch.autocast,
+            world.device.type,
+            dtype=dtype,
+            enabled=is_mixed,
         )
 
     def _place(self) -> Place:
