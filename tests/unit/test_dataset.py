@@ -9,7 +9,7 @@ from PIL import Image
 from scipy import sparse
 
 from imis_net.errors import DatasetError
-from imis_net.training.dataset import read_imed361m, read_index
+from imis_net.training.dataset import Imed361m, OnDemand, read_imed361m, read_index
 
 
 def write_case(root, name, mask_shape=(32, 40), subset="train", patient="1"):
@@ -134,3 +134,32 @@ def test_any_damage_to_a_picture_is_a_skipped_record(tmp_path, chunk, damage):
     path = tmp_path / "a.png"
     path.write_bytes(path.read_bytes().replace(chunk, damage))
     assert "b" in [r.case for r in read_index(tmp_path, ["train"])]
+
+
+@pytest.mark.parametrize(("ids", "expected"), [([-1, 0, 5], [0, 1, 2]), ([0, 3, 5], [1, 2, 3])])
+def test_interactive_masks_are_a_partition_from_one(tmp_path, ids, expected):
+    """Breaks if ignored pixels become a target, or the published ids, which have gaps, run into one another."""
+    facts = write_imed361m(tmp_path)
+    for item in facts["training"]:
+        item["imask"] = "imask.npy"
+    np.save(tmp_path / "imask.npy", np.repeat(ids, 24).reshape(8, 9, 1))
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    (record, _) = Imed361m(tmp_path, "training", with_interactive_masks=True)
+    assert np.unique(record.interactive_masks).tolist() == expected
+    assert Imed361m(tmp_path, "training")[0].interactive_masks is None
+
+
+def test_a_record_is_read_when_asked_for(tmp_path):
+    """Breaks if millions of images are read before the first step, or a broken one does not say which it is."""
+    facts = write_imed361m(tmp_path)
+    facts["training"][1]["imask"] = "imask.npy"
+    np.save(tmp_path / "imask.npy", np.zeros((3, 3, 1), np.int64))
+    (tmp_path / "dataset.json").write_text(json.dumps(facts))
+    records = OnDemand(Imed361m, root=tmp_path, split="training", with_interactive_masks=True)
+    (tmp_path / facts["training"][0]["image"]).unlink()
+    assert len(records) == 2
+    assert records.patients == {"a set:p1"}
+    with pytest.raises(DatasetError, match=r"image/p1_0.png: .*No such file"):
+        records[0]
+    with pytest.raises(DatasetError, match=r"image/p1_1.png: imask.npy: expected interactive masks of \(8, 9\)"):
+        records[1]

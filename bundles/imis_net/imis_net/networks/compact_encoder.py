@@ -5,17 +5,20 @@ Source: EfficientNet-Lite0 as timm defines it (arXiv 1905.11946); feature pyrami
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import timm
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imis_net.networks.encoder import ImageEncoder
 from imis_net.networks.layers import LayerNorm2d
 
 CHANNELS = (24, 40, 112, 320)
 """EfficientNet-Lite0's at strides 4, 8, 16 and 32."""
 
 
-class CompactImageEncoder(nn.Module):
+class CompactImageEncoder(ImageEncoder):
     """[B, 3, S, S] -> [B, C, S/16, S/16], [B, C/4, S/8, S/8], [B, C/8, S/4, S/4]."""
 
     def __init__(self, out_dim: int) -> None:
@@ -32,8 +35,12 @@ class CompactImageEncoder(nn.Module):
             LayerNorm2d(out_dim), nn.GELU(), nn.Conv2d(out_dim, out_dim, 3, padding=1, bias=False), LayerNorm2d(out_dim)
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        at_4, at_8, at_16, at_32 = self.trunk(images)
+    def trunk_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[B, 3, S, S] -> maps of ``CHANNELS`` at strides 4, 8, 16 and 32."""
+        return tuple(self.trunk(images))
+
+    def from_trunk(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        at_4, at_8, at_16, at_32 = maps
         coarse = F.interpolate(self.lateral_32(at_32), size=at_16.shape[-2:], mode="bilinear", align_corners=False)
         return self.neck(coarse + self.lateral_16(at_16)), self.lateral_8(at_8), self.lateral_4(at_4)
 

@@ -6,12 +6,15 @@ is IMIS-Net's. The weights are those of 1024 px whatever the frame: position tab
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange
 from segment_anything.modeling.image_encoder import Attention, Block, PatchEmbed, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from imis_net.networks.encoder import ImageEncoder
 from imis_net.networks.layers import LayerNorm2d
 
 PATCH_PX = 16
@@ -61,7 +64,7 @@ class ViTTrunk(nn.Module):
         return rearrange(table, "1 c h w -> 1 h w c")
 
 
-class ImageEncoderViT(nn.Module):
+class ImageEncoderViT(ImageEncoder):
     """Trunk and neck: normalised images [B, 3, S, S] -> (embedding [B, out_dim, S/16, S/16],)."""
 
     def __init__(
@@ -76,8 +79,12 @@ class ImageEncoderViT(nn.Module):
             LayerNorm2d(out_dim),
         )
 
-    def forward(self, images: Tensor) -> tuple[Tensor]:
-        return (self.neck(rearrange(self.trunk(images), "b h w c -> b c h w")),)
+    def trunk_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        """[B, 3, S, S] -> ([B, C, S/16, S/16],)."""
+        return (rearrange(self.trunk(images), "b h w c -> b c h w"),)
+
+    def from_trunk(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return (self.neck(maps[0]),)
 
 
 def _block(embed_dim: int, num_heads: int, window_size: int) -> Block:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imis_net.errors import PromptError
+from imis_net.networks.encoder import ImageEncoder
 from imis_net.networks.mask_decoder import MaskDecoder, MaskPrediction
 from imis_net.networks.prompt_encoder import PromptEncoder
 from imis_net.networks.text_encoder import TextEncoder
@@ -26,7 +27,7 @@ class IMISNet(nn.Module):
 
     def __init__(
         self,
-        image_encoder: nn.Module,
+        image_encoder: ImageEncoder,
         prompt_encoder: PromptEncoder,
         mask_decoder: MaskDecoder,
         text_encoder: TextEncoder,

@@ -10,9 +10,11 @@ import json
 import logging
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -41,6 +43,7 @@ class Record:
         image: uint8 [H, W, 3].
         targets: uint16 [H, W] label maps and the names of their values; several maps where targets overlap.
         scribbles: bool [H, W], what people drew on the first target; empty where nobody did.
+        interactive_masks: uint16 [H, W], a partition into unnamed regions of interest (0: none), if the data has one.
     """
 
     case: str
@@ -50,6 +53,7 @@ class Record:
     image: np.ndarray
     targets: tuple[tuple[np.ndarray, dict[int, str]], ...]
     scribbles: tuple[np.ndarray, ...] = ()
+    interactive_masks: np.ndarray | None = None
 
     def masks(self, min_pixels: int = 1) -> Iterator[tuple[str, np.ndarray]]:
         """(name, bool [H, W]) of each target of at least ``min_pixels``."""
@@ -98,40 +102,112 @@ def read_index(
     return records
 
 
+class OnDemand(Sequence[Record]):
+    """What a reader reads, when first asked for: a config that names bad data can then be told so in one sentence."""
+
+    def __init__(self, read: Callable[..., Sequence[Record]], **arguments: Any) -> None:
+        self._read, self._arguments = read, arguments
+
+    @cached_property
+    def _records(self) -> Sequence[Record]:
+        return self._read(**self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._records[index]
+
+    @property
+    def patients(self) -> set[str] | None:
+        return getattr(self._records, "patients", None)
+
+
+class Imed361m(Sequence[Record]):
+    """Records of the IMed-361M layout as published, read from disk when asked for: it has millions of images.
+
+    The layout: dataset.json, image/*.png, label/*.npz, imask/*.npy. A label file is a sparse matrix [C, H * W], one row
+    per class in dataset.json's order; its true shape stands in the file name. An interactive mask file is a partition
+    [H, W, 1] of ids. A file's stem is ``<patient>_<slice>``.
+    """
+
+    def __init__(self, root: Path | str, split: str, with_interactive_masks: bool = False) -> None:
+        """Read dataset.json alone.
+
+        Args:
+            root: the folder with dataset.json.
+            split: "training" or "test".
+            with_interactive_masks: read imask/ too.
+
+        Raises:
+            DatasetError: no readable dataset.json.
+        """
+        self.root, self.split, self._with_interactive_masks = Path(root), split, with_interactive_masks
+        try:
+            facts = json.loads((self.root / "dataset.json").read_text())
+            labels = facts["labels"]
+            self._names = [labels[k] for k in sorted(labels, key=int) if labels[k] != "background"]
+            self._items = list(facts[split])
+            self._modality, self._source = facts["modality"]["0"].upper(), facts["name"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DatasetError(
+                f"{self.root}: expected a dataset.json of the IMed-361M layout with {split!r}"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def patients(self) -> set[str]:
+        return {self._patient(Path(i["image"]).stem) for i in self._items if isinstance(i, dict) and "image" in i}
+
+    def __getitem__(self, index: Any) -> Any:
+        """One record (or, of a slice, a list of them).
+
+        Raises:
+            DatasetError: with the path, when a file of it is missing or broken.
+        """
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        item = self._items[index]
+        try:
+            return self._read(item)
+        except UNUSABLE as error:
+            where = item.get("image", item) if isinstance(item, dict) else item
+            raise DatasetError(f"{self.root / str(where)}: {error}") from error
+
+    def _read(self, item: dict[str, str]) -> Record:
+        image = np.asarray(Image.open(self.root / item["image"]).convert("RGB"))
+        size = (image.shape[0], image.shape[1])
+        rows = _read_sparse(self.root / item["label"], len(self._names), size)
+        stem = Path(item["image"]).stem
+        named = zip(self._names, rows, strict=True)
+        targets = tuple((row.astype(np.uint16), {1: name}) for name, row in named if row.any())
+        regions = None
+        if self._with_interactive_masks and "imask" in item:
+            regions = _read_partition(self.root / item["imask"], size)
+        return Record(
+            stem, self._patient(stem), self._source, self._modality, image, targets, interactive_masks=regions
+        )
+
+    def _patient(self, stem: str) -> str:
+        return f"{self._source}:{stem.rpartition('_')[0] or stem}"
+
+
 def read_imed361m(root: Path | str, split: str) -> list[Record]:
-    """Records of the IMed-361M layout as published: dataset.json, image/*.png, label/*.npz.
-
-    A label file is a sparse matrix [C, H * W], one row per class in dataset.json's order; its true shape stands in the
-    file name. A file's stem is ``<patient>_<slice>``.
-
-    Args:
-        root: the folder with dataset.json.
-        split: "training" or "test".
+    """All usable records of the IMed-361M layout at once; the others are counted and named in the log.
 
     Raises:
         DatasetError: no readable dataset.json, or no record left.
     """
-    root = Path(root)
-    try:
-        facts = json.loads((root / "dataset.json").read_text())
-        names = [facts["labels"][k] for k in sorted(facts["labels"], key=int) if facts["labels"][k] != "background"]
-        items, modality, source = facts[split], facts["modality"]["0"], facts["name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DatasetError(f"{root}: expected a dataset.json of the IMed-361M layout with {split!r}") from error
-    records = []
-    for item in items:
+    lazy, records = Imed361m(root, split), []
+    for i in range(len(lazy)):
         try:
-            image = np.asarray(Image.open(root / item["image"]).convert("RGB"))
-            rows = _read_sparse(root / item["label"], len(names), (image.shape[0], image.shape[1]))
-        except UNUSABLE as error:
-            log.warning("skipped %s: %s", item, error)
-            continue
-        stem = Path(item["image"]).stem
-        targets = tuple((row.astype(np.uint16), {1: name}) for name, row in zip(names, rows, strict=True) if row.any())
-        patient = f"{source}:{stem.rpartition('_')[0] or stem}"
-        records.append(Record(stem, patient, source, modality.upper(), image, targets))
-    if len(records) < len(items):
-        log.warning("skipped %d of %d records", len(items) - len(records), len(items))
+            records.append(lazy[i])
+        except DatasetError as error:
+            log.warning("skipped %s", error)
+    if len(records) < len(lazy):
+        log.warning("skipped %d of %d records", len(lazy) - len(records), len(lazy))
     if not records:
         raise DatasetError(f"{root}: no usable record in {split!r}")
     return records
@@ -143,6 +219,16 @@ def _read_sparse(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndar
     if shape[:3] != (num_classes, *size):
         raise DatasetError(f"{path.name}: expected {num_classes} classes of {size}, got {shape}")
     return sparse.load_npz(path).toarray().reshape(shape[:3])
+
+
+def _read_partition(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """uint16 [H, W], ids made contiguous from 1; the file's -1 (ignored pixels) becomes 0, its 0 is a region."""
+    ids = np.load(path, allow_pickle=False)
+    if ids.shape[:2] != size or ids.size != size[0] * size[1]:
+        raise DatasetError(f"{path.name}: expected interactive masks of {size}, got {list(ids.shape)}")
+    ids = ids.reshape(size)
+    _, contiguous = np.unique(np.where(ids < 0, -1, ids), return_inverse=True)
+    return (contiguous.reshape(size) + (0 if (ids < 0).any() else 1)).astype(np.uint16)
 
 
 def _read_case(root: Path, case: dict, slice_step: int) -> list[Record]:

@@ -6,7 +6,8 @@ embedding and replaces the click embeddings' parameters, so that neck and clicks
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,7 @@ class InteractionPolicy:
         keep_clicks: send all clicks so far with each round, as the viewers do; otherwise only the new one.
         mask_probability: chance of a round to get the previous mask as a prompt.
         max_offset_px: the box's jitter per side.
+        closest_fraction: the first click falls on this share of the target's pixels, those nearest to its centroid.
     """
 
     first_prompts: dict[str, float]
@@ -37,6 +39,7 @@ class InteractionPolicy:
     keep_clicks: bool = False
     mask_probability: float = 1.0
     max_offset_px: int = 5
+    closest_fraction: float = 1.0
 
     def draw_first(self, rng: np.random.Generator, with_text: bool) -> set[str]:
         names = [n for n in self.first_prompts if with_text or "text" not in n.split("+")]
@@ -53,6 +56,7 @@ class InteractiveStep:
     network: IMISNet
     policy: InteractionPolicy
     loss: InteractiveLoss
+    autocast: Callable[[], AbstractContextManager] = nullcontext
 
     def __call__(
         self,
@@ -62,7 +66,22 @@ class InteractiveStep:
         rng: np.random.Generator,
         pixel_size: tuple[float, float] = (1.0, 1.0),
     ) -> tuple[Tensor, list[float]]:
-        """Interact with one image.
+        """Interact with one image: the mean loss over rounds, and the mean Dice after each.
+
+        See ``rounds`` for the arguments.
+        """
+        losses, dices = zip(*self.rounds(features, targets, texts, rng, pixel_size), strict=True)
+        return torch.stack(losses).mean(), list(dices)
+
+    def rounds(
+        self,
+        features: tuple[Tensor, ...],
+        targets: Tensor,
+        texts: Sequence[str] | None,
+        rng: np.random.Generator,
+        pixel_size: tuple[float, float] = (1.0, 1.0),
+    ) -> Iterator[tuple[Tensor, float]]:
+        """The loss and the mean Dice of each round in turn; whoever calls may free a round's graph before the next.
 
         Args:
             features: the encoder's output for it, batch axis 1.
@@ -70,25 +89,23 @@ class InteractiveStep:
             texts: the B targets' names, or None where not all have one that the network knows.
             pixel_size: width and height of the original image's pixels in the model frame.
 
-        Returns:
-            the loss, mean over rounds, and the mean Dice after each round.
+        Raises:
+            DatasetError: an empty target.
         """
         if not targets.flatten(1).any(1).all():
             raise DatasetError("empty target: a training target needs at least one pixel")
         truth = targets.cpu().numpy()
         truth_float = targets[:, None].to(features[0].dtype)
         prompt = self._first_prompt(truth, texts, rng, features[0].device, pixel_size)
-        losses, dices = [], []
         for round_index in range(self.policy.num_rounds + 1):
-            output = self.network.predict_masks(features, **prompt)
+            with self.autocast():
+                output = self.network.predict_masks(features, **prompt)
             low_res, iou = output.low_res_masks.float(), output.iou_predictions.float()
-            losses.append(self.loss(low_res, iou, truth_float))
             best = low_res[torch.arange(len(iou)), iou[:, 1:].argmax(1) + 1][:, None].detach()
             predicted = self._at_full_size(best)
-            dices.append(_mean_dice(predicted, truth))
+            yield self.loss(low_res, iou, truth_float), _mean_dice(predicted, truth)
             if round_index < self.policy.num_rounds:
                 prompt = self._next_prompt(prompt, best, predicted, truth, rng)
-        return torch.stack(losses).mean(), dices
 
     def _at_full_size(self, low_res: Tensor) -> np.ndarray:
         side = self.network.image_size
@@ -108,7 +125,7 @@ class InteractiveStep:
             ("point_coords", "point_labels", "boxes", "text", "low_res_masks")
         )
         if "click" in kinds:
-            clicks = np.stack([random_click(t, rng) for t in truth])[:, None]
+            clicks = np.stack([random_click(t, rng, self.policy.closest_fraction) for t in truth])[:, None]
             prompt["point_coords"] = torch.from_numpy(clicks).to(device)
             prompt["point_labels"] = torch.ones(len(truth), 1, dtype=torch.long, device=device)
         if "box" in kinds:

@@ -1,35 +1,47 @@
-"""The training loop: stages of simulated interaction, averaged weights, validation, atomic checkpoints."""
+"""The training loop: stages of simulated interaction, resumable, on one process or several.
+
+An example and its annotator's clicks are a function of the seed and the example's position alone. So a killed training
+goes on with the same data, and several processes share a step's images and give what one process gives.
+"""
 
 from __future__ import annotations
 
-import copy
+import hashlib
 import json
 import logging
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from imis_net.checkpoint import save_weights
-from imis_net.errors import DatasetError
-from imis_net.evaluation.harness import evaluate, mean_dice
+from imis_net.errors import DatasetError, ImisError
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.imis_net import IMISNet
 from imis_net.segmenter import TorchSegmenter
+from imis_net.training.checkpointing import Place, read_place, restore, save_checkpoint
 from imis_net.training.dataset import Record
+from imis_net.training.distributed import World, joined
+from imis_net.training.epoch_sampler import EpochSampler
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
-from imis_net.training.sampler import Sampler
+from imis_net.training.sampler import Example, Sampler
+from imis_net.training.schedules import Cosine, Schedule
+from imis_net.training.splits import check_patients
+from imis_net.training.training_log import TrainingLog
+from imis_net.training.validation import Protocol
+from imis_net.training.weight_average import EMA_DECAY, WeightAverage
 
 log = logging.getLogger(__name__)
 
-EMA_DECAY = 0.998
-WARMUP_STEPS = 100
-MAX_GRADIENT_NORM = 1.0
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -39,19 +51,32 @@ class Stage:
     Attributes:
         image_size: the frame S of this stage; a convolutional encoder can learn on crops smaller than it serves.
         sampler: takes this stage's records and sizes.
-        num_steps, num_images: optimiser steps, and images in each.
-        learning_rate: its peak; it warms up, then falls along a cosine.
-        max_seconds: the stage ends after so long even if steps are left; the cosine follows whichever is nearer.
+        num_steps, num_images: optimiser steps, and images in each, over all processes; ``num_epochs`` instead of
+            ``num_steps`` for samplers that know an epoch.
+        learning_rate: its peak; ``schedule`` says what share of it a step gets.
+        max_seconds: the stage ends after so long even if steps are left; the schedule follows whichever is nearer.
     """
 
     image_size: int
-    num_steps: int
+    num_steps: int | None
     num_images: int
     learning_rate: float
-    sampler: Sampler
+    sampler: Sampler | EpochSampler
     policy: InteractionPolicy
     loss: InteractiveLoss
     max_seconds: float = float("inf")
+    num_epochs: int | None = None
+    schedule: Schedule = field(default_factory=Cosine)
+
+    @property
+    def total_steps(self) -> int:
+        if self.num_steps is not None:
+            return self.num_steps
+        return (self.num_epochs or 1) * (self.steps_per_epoch or 1)
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        return self.sampler.steps_per_epoch(self.num_images) if isinstance(self.sampler, EpochSampler) else None
 
 
 @dataclass
@@ -61,9 +86,16 @@ class Trainer:
     Attributes:
         build: makes the network for an image size; its weights must not depend on that size.
         initialise: puts pretrained weights into the first stage's network.
-        trunk_rate: the trunk's learning rate as a share of the other parts'.
-        validation: records never trained on.
-        out_dir: gets ``best.safetensors``, ``last.safetensors`` and ``log.jsonl``.
+        trunk_rate: the trunk's learning rate as a share of the other parts', where the trunk learns.
+        validation: records never trained on, scored by ``protocol`` every ``validate_every`` steps (None: each epoch).
+        checkpoint_every: steps between resumable checkpoints; there is one after each validation, too.
+        precision: ``float32``, or ``bfloat16`` for mixed precision on a GPU; a CPU, where it can be hundreds of times
+            slower, stays in float32.
+        served_size: the frame of validation and serving; None: the network's own.
+        ema_decay: of the average that is validated and served; 0 for the last step's weights.
+        num_workers: processes that read examples ahead.
+        out_dir: gets ``best.safetensors``, ``last.safetensors``, ``checkpoint.safetensors`` and the log's files; a
+            training that was interrupted there goes on.
     """
 
     build: Callable[..., IMISNet]
@@ -73,136 +105,267 @@ class Trainer:
     initialise: Callable[[IMISNet], None] | None = None
     trunk_rate: float = 0.3
     weight_decay: float = 0.01
-    validate_every: int = 250
+    validate_every: int | None = 250
     seed: int = 0
-    _best: float = field(default=-1.0, init=False)
-
-    @property
-    def _out(self) -> Path:
-        return Path(self.out_dir)
+    protocol: Protocol = field(default_factory=Protocol)
+    optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW
+    max_gradient_norm: float | None = 1.0
+    served_size: int | None = None
+    ema_decay: float = EMA_DECAY
+    precision: str = "float32"
+    device: str | None = None
+    checkpoint_every: int = 250
+    num_workers: int = 0
+    tensorboard: bool = False
+    mlflow: bool = False
 
     def run(self) -> float:
-        """Train; returns the best validation Dice (mean of box and click).
+        """Train, or go on where an interrupted training stopped; returns the best validation Dice.
 
         Raises:
             DatasetError: nothing to validate on, or patients on both sides of the split.
+            CheckpointError: the folder's checkpoint is of another recipe, or start weights do not fit.
         """
-        if not any(True for r in self.validation for _ in r.masks()):
-            raise DatasetError(f"no target to validate on: {len(self.validation)} validation records")
-        check_patients([r for s in self.stages for r in s.sampler.records], self.validation)
-        self._out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(self.seed)
-        weights: dict[str, Tensor] | None = None
-        for index, stage in enumerate(self.stages):
-            network = self.build(image_size=stage.image_size)
-            if weights is not None:
-                network.load_state_dict(weights)
-            elif self.initialise is not None:
-                self.initialise(network)
-            weights = self._run_stage(index, stage, network)
-        return self._best
+        if self.precision not in PRECISIONS:
+            raise DatasetError(f"precision: expected one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+        self.protocol.check(self.validation)
+        for stage in self.stages:
+            if isinstance(stage.sampler, EpochSampler):
+                stage.sampler.check()
+            check_patients(stage.sampler.records, self.validation)
+        with joined(self.device) as world:
+            return _Run(self, world).all_stages()
 
-    def _run_stage(self, index: int, stage: Stage, network: IMISNet) -> dict[str, Tensor]:
-        rng = np.random.default_rng([self.seed, index])
-        average = copy.deepcopy(network).eval().requires_grad_(False)
-        optimiser = self._optimiser(network, stage.learning_rate)
-        step = InteractiveStep(network, stage.policy, stage.loss)
-        network.train()
-        start = time.monotonic()
-        recent: list[tuple[float, list[float]]] = []
-        progress = tqdm(range(1, stage.num_steps + 1), desc=f"stage {index}", mininterval=10)
-        for number in progress:
-            done = max(number / stage.num_steps, (time.monotonic() - start) / stage.max_seconds)
-            for group in optimiser.param_groups:
-                group["lr"] = group["peak"] * _rate(number, done)
-            loss, dices = self._train_step(network, stage, step, rng)
-            optimiser.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-            optimiser.step()
-            _update_average(average, network, min(EMA_DECAY, (1 + number) / (10 + number)))
-            recent.append((loss.item(), dices))
-            if number % 25 == 0:
-                shown = [d for _, d in recent[-50:]]
-                progress.set_postfix(loss=np.mean([v for v, _ in recent[-50:]]), dice=np.mean([d[-1] for d in shown]))
-            if number % self.validate_every == 0 or done >= 1:
-                self._validate(index, number, average, recent)
-                recent.clear()
-            if done >= 1:
-                break
-        return average.state_dict()
+    def main(self) -> float:
+        """``run`` for a command: input that cannot be used is one sentence and exit status 2."""
+        try:
+            return self.run()
+        except ImisError as error:
+            print(f"train: {error}", file=sys.stderr)
+            sys.exit(2)
 
-    def _train_step(
-        self, network: IMISNet, stage: Stage, step: InteractiveStep, rng: np.random.Generator
-    ) -> tuple[Tensor, list[float]]:
-        examples = [stage.sampler.draw(rng) for _ in range(stage.num_images)]
-        images = torch.from_numpy(np.stack([e.image for e in examples])).permute(0, 3, 1, 2)
-        images = images.contiguous(memory_format=torch.channels_last)
-        features = network.encode_image((images - network.pixel_mean) / network.pixel_std)
-        losses, dices = [], []
-        for i, example in enumerate(examples):
-            own = tuple(f[i : i + 1] for f in features)
-            loss, dice = step(own, torch.from_numpy(example.targets), example.texts, rng, example.pixel_size)
-            losses.append(loss)
-            dices.append(dice)
-        return torch.stack(losses).mean(), np.mean(dices, axis=0).tolist()
-
-    def _optimiser(self, network: IMISNet, learning_rate: float) -> torch.optim.Optimizer:
-        trunk = {id(p) for p in network.image_encoder.get_submodule("trunk").parameters()}
+    def make_optimiser(self, network: IMISNet, learning_rate: float) -> torch.optim.Optimizer:
+        trunk = {id(p) for p in network.image_encoder.trunk.parameters()}
         learnable = [p for p in network.parameters() if p.requires_grad]
-        return torch.optim.AdamW(
-            [
-                {"params": [p for p in learnable if id(p) not in trunk], "peak": learning_rate},
-                {"params": [p for p in learnable if id(p) in trunk], "peak": learning_rate * self.trunk_rate},
-            ],
-            lr=learning_rate,
-            weight_decay=self.weight_decay,
+        groups = [
+            {"params": [p for p in learnable if id(p) not in trunk], "peak": learning_rate},
+            {"params": [p for p in learnable if id(p) in trunk], "peak": learning_rate * self.trunk_rate},
+        ]
+        return self.optimiser([g for g in groups if g["params"]], lr=learning_rate, weight_decay=self.weight_decay)
+
+    @property
+    def recipe(self) -> str:
+        """Identifies what must not change between a kill and a restart."""
+        stages = [[s.image_size, s.total_steps, s.num_images, s.learning_rate, repr(s.policy)] for s in self.stages]
+        facts = [self.seed, self.precision, self.weight_decay, self.ema_decay, stages]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+class _Run:
+    """One process's part in one training."""
+
+    def __init__(self, trainer: Trainer, world: World) -> None:
+        self.trainer, self.world = trainer, world
+        self.out_dir = Path(trainer.out_dir)
+        self.checkpoint = self.out_dir / "checkpoint.safetensors"
+        self.out_dir.mkdir(parents=True, exist_ok=True)
+        self.place = self._place()
+        self.log: TrainingLog | None = None
+        dtype = PRECISIONS[trainer.precision]
+        is_mixed = dtype is not torch.float32 and world.device.type != "cpu"
+        self.autocast: Callable[[], AbstractContextManager] = partial(
+            torch.autocast,
+            world.device.type,
+            dtype=dtype,
+            enabled=is_mixed,
         )
 
-    def _validate(self, index: int, number: int, average: IMISNet, recent: list[tuple[float, list[float]]]) -> None:
-        """Score the averaged weights in the frame they will be served in."""
-        served = self.build()
-        served.load_state_dict(average.state_dict())
-        segmenter = TorchSegmenter(served)
-        by_strategy = {s: list(evaluate(segmenter, self.validation, s)) for s in ("box", "click", "text")}
-        scores = {s: mean_dice(of) for s, of in by_strategy.items() if of}  # no text where no name is known
-        entry = {
-            "stage": index,
-            "step": number,
-            "time": time.strftime("%H:%M:%S"),
-            "loss": float(np.mean([v for v, _ in recent])),
-            "train_dice": float(np.mean([d[-1] for _, d in recent])),
-            **{f"val_{k}": round(v, 4) for k, v in scores.items()},
-        }
-        with (self._out / "log.jsonl").open("a") as file:
-            file.write(json.dumps(entry) + "\n")
-        log.info("%s", entry)
-        metadata = {"architecture": served.name, "validation": json.dumps(scores)}
-        save_weights(served, self._out / "last.safetensors", metadata)
-        score = float(np.mean([scores["box"], scores["click"]]))
-        if score > self._best:
-            self._best = score
-            save_weights(served, self._out / "best.safetensors", metadata)
+    def _place(self) -> Place:
+        if not self.checkpoint.exists():
+            return Place(self.trainer.recipe)
+        place = read_place(self.checkpoint)
+        if place.recipe != self.trainer.recipe:
+            raise DatasetError(f"{self.checkpoint} is of another recipe; choose another output folder")
+        return place
+
+    def all_stages(self) -> float:
+        """Train what is left to train."""
+        self.world.wait()
+        if self.world.is_first:
+            self.log = TrainingLog(self.out_dir, self.place, self.trainer.tensorboard, self.trainer.mlflow)
+        finished = False
+        try:
+            torch.manual_seed(self.trainer.seed)
+            resumed, network = self.checkpoint.exists(), None
+            while self.place.stage < len(self.trainer.stages):
+                network = self._stage(network, resumed)
+                resumed = False
+                self.place.stage, self.place.step, self.place.seconds = self.place.stage + 1, 0, 0.0
+            finished = True
+        finally:
+            if self.log is not None:
+                self.log.close(finished)
+        return self.place.best
+
+    def _stage(self, previous: IMISNet | None, resumed: bool) -> IMISNet:
+        stage = self.trainer.stages[self.place.stage]
+        self._prepare(stage, previous, resumed)
+        if self.log is not None:
+            self.log.begin_stage(self.place.stage, stage.total_steps, self.place.step)
+        self.began = time.monotonic() - self.place.seconds
+        is_over = self.place.seconds >= stage.max_seconds
+        steps = range(0) if is_over else range(self.place.step + 1, stage.total_steps + 1)
+        for number, batch in zip(steps, self._batches(stage, steps), strict=True):
+            done = self._done(stage, number)
+            self._one_step(stage, number, done, batch)
+            if done >= 1 or number % self._validate_every(stage) == 0:
+                self._validate(stage)
+            if done >= 1:
+                break
+            if number % self.trainer.checkpoint_every == 0 or number % self._validate_every(stage) == 0:
+                self._save()
+        if self.log is not None:
+            self.log.end_stage()
+        self._save()
+        with self.average.applied(self.network):
+            return _copied(self.trainer.build(image_size=stage.image_size), self.network)
+
+    def _prepare(self, stage: Stage, previous: IMISNet | None, resumed: bool) -> None:
+        """Network, average and optimiser: from the stage before, the checkpoint, or the start weights."""
+        self.network = self.trainer.build(image_size=stage.image_size)
+        if previous is not None:
+            self.network.load_state_dict(previous.state_dict())
+        elif not resumed and self.trainer.initialise is not None:
+            self.trainer.initialise(self.network)
+        self.network.to(self.world.device).to(memory_format=torch.channels_last)
+        self.network.train()
+        self.optimiser = self.trainer.make_optimiser(self.network, stage.learning_rate)
+        self.average = WeightAverage(self.network, self.trainer.ema_decay)
+        if resumed:
+            restore(self.checkpoint, self.network, self.average, self.optimiser)
+        self.interact = InteractiveStep(self.network, stage.policy, stage.loss, self.autocast)
+
+    def _batches(self, stage: Stage, steps: range) -> Iterator[list[tuple[int, list[Example]]]]:
+        """This process's images of each step: (position in the data order, examples that share the image)."""
+        dataset = _Positions(stage, [self.trainer.seed, self.place.stage])
+        mine = (self.world.mine(range((n - 1) * stage.num_images, n * stage.num_images)) for n in steps)
+        loader = DataLoader(
+            dataset, batch_sampler=mine, collate_fn=list, num_workers=self.trainer.num_workers, generator=_unused()
+        )
+        return iter(loader)
+
+    def _one_step(self, stage: Stage, number: int, done: float, batch: list[tuple[int, list[Example]]]) -> None:
+        rate = stage.schedule(number, done)
+        for group in self.optimiser.param_groups:
+            group["lr"] = group["peak"] * rate
+        self.optimiser.zero_grad()
+        sums = self.world.sum(self._backward(stage, [(p, e) for p, e in batch if e]))
+        self.world.sum_gradients(self.network)
+        if self.trainer.max_gradient_norm is not None:
+            nn.utils.clip_grad_norm_(self.network.parameters(), self.trainer.max_gradient_norm)
+        self.optimiser.step()
+        self.average.update(self.network)
+        self.place.step, self.place.seconds = number, self._seconds()
+        if self.log is not None:
+            loss, num_examples, *dices = sums.tolist()
+            means = [d / num_examples for d in dices] if num_examples else []
+            self.log.step(self.place.stage, number, self._total, loss, means, rate * stage.learning_rate)
+
+    def _backward(self, stage: Stage, batch: list[tuple[int, list[Example]]]) -> Tensor:
+        """Gradients of this process's images: encode each once, interact, free each round's graph before the next.
+
+        Returns:
+            float64 [3 + K]: sum of loss shares, number of examples, sums of Dice by round.
+        """
+        num_rounds = stage.policy.num_rounds + 1
+        sums = torch.zeros(2 + num_rounds, dtype=torch.float64, device=self.world.device)
+        if not batch:
+            return sums
+        features = self._encode([examples[0].image for _, examples in batch])
+        leaves = [f.detach().float().requires_grad_() for f in features]
+        for i, (position, examples) in enumerate(batch):
+            own = tuple(leaf[i : i + 1] for leaf in leaves)
+            rng = np.random.default_rng([self.trainer.seed, self.place.stage, position, 1])
+            share = 1 / (stage.num_images * len(examples) * num_rounds)
+            for example in examples:
+                targets = torch.from_numpy(example.targets).to(self.world.device)
+                rounds = self.interact.rounds(own, targets, example.texts, rng, example.pixel_size)
+                for k, (loss, dice) in enumerate(rounds):
+                    # The text's embedding may be shared by all rounds: its graph must outlive the first.
+                    (loss * share).backward(retain_graph=True)
+                    sums[0] += loss.item() * share
+                    sums[2 + k] += dice
+                sums[1] += 1
+        used = [(f, leaf.grad) for f, leaf in zip(features, leaves, strict=True) if f.requires_grad]
+        gradients = [(f, g.to(f.dtype)) for f, g in used if g is not None]
+        if gradients:
+            torch.autograd.backward([f for f, _ in gradients], [g for _, g in gradients])
+        return sums
+
+    def _encode(self, images: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.world.device)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        with self.autocast():
+            return self.network.encode_image((pixels - self.network.pixel_mean) / self.network.pixel_std)
+
+    def _validate(self, stage: Stage) -> None:
+        """Score the averaged weights in the frame they will be served in, and keep them."""
+        size = self.trainer.served_size
+        served = self.trainer.build() if size is None else self.trainer.build(image_size=size)
+        with self.average.applied(self.network):
+            _copied(served, self.network)
+        segmenter = TorchSegmenter(served, self.world.device)
+        scores = self.trainer.protocol.scores(segmenter, self.trainer.validation, self.world)
+        score = self.trainer.protocol.choice(scores)
+        if self.log is not None:
+            metadata = {"architecture": served.name, "validation": json.dumps(scores)}
+            save_weights(served, self.out_dir / "last.safetensors", metadata)
+            if score > self.place.best:
+                save_weights(served, self.out_dir / "best.safetensors", metadata)
+            self.log.validation(self.place.stage, self.place.step, self._total, scores)
+        self.place.best = max(self.place.best, score)
+
+    def _validate_every(self, stage: Stage) -> int:
+        return self.trainer.validate_every or stage.steps_per_epoch or stage.total_steps
+
+    def _save(self) -> None:
+        if self.world.is_first:
+            save_checkpoint(self.checkpoint, self.place, self.network, self.average, self.optimiser)
+
+    def _done(self, stage: Stage, number: int) -> float:
+        """Share of the stage that is over with this step, in steps or in time."""
+        by_time = self._seconds() / stage.max_seconds
+        return max(number / stage.total_steps, self.world.agreed(by_time) if by_time else 0.0)
+
+    def _seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def _total(self) -> int:
+        """Steps over all stages so far."""
+        return sum(s.total_steps for s in self.trainer.stages[: self.place.stage]) + self.place.step
 
 
-def check_patients(training: Sequence[Record], validation: Sequence[Record]) -> None:
-    """Refuse a split in which a patient stands on both sides.
+@dataclass
+class _Positions(Dataset):
+    """A stage's data order as a data set whose indices are positions."""
 
-    Raises:
-        DatasetError: with the patients.
-    """
-    both = {r.patient for r in training} & {r.patient for r in validation}
-    if both:
-        raise DatasetError(f"patients in training and validation: {sorted(both)[:5]}")
+    stage: Stage
+    seed: Sequence[int]
 
-
-def _rate(step: int, done: float) -> float:
-    """Share of the peak learning rate after ``step`` steps, when ``done`` of the stage is over."""
-    cosine = 0.5 * (1 + float(np.cos(np.pi * min(1.0, done))))
-    return min(1.0, step / WARMUP_STEPS) * (0.02 + 0.98 * cosine)
+    def __getitem__(self, position: int) -> tuple[int, list[Example]]:
+        rng = np.random.default_rng([*self.seed, position, 0])
+        sampler = self.stage.sampler
+        if isinstance(sampler, EpochSampler):
+            return position, sampler.draw_at(position, rng)
+        return position, [sampler.draw(rng)]
 
 
-@torch.no_grad()
-def _update_average(average: IMISNet, network: IMISNet, decay: float) -> None:
-    for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - decay)
+def _copied(to: IMISNet, network: IMISNet) -> IMISNet:
+    to.load_state_dict(network.state_dict())
+    return to
+
+
+def _unused() -> torch.Generator:
+    """The loader draws a seed for its workers; it shall not move the training's own generator."""
+    return torch.Generator()

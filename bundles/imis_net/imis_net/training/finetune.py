@@ -1,0 +1,259 @@
+"""Fine-tuning on a few labelled images in bounded time: neck, prompt encoder and decoder learn, the trunk does not.
+
+The trunk's features may come from anywhere (``trunk_features.TrunkFeatures``); with a provider, the network may even
+have had its trunk removed (``drop_trunk``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save as to_safetensors
+from torch import Tensor, nn
+
+from imis_net.checkpoint import read_state_dict
+from imis_net.errors import DatasetError
+from imis_net.evaluation.harness import evaluate, mean_dice
+from imis_net.files import write_atomically
+from imis_net.losses import InteractiveLoss
+from imis_net.networks.imis_net import IMISNet
+from imis_net.training.augmentation import resize_mask
+from imis_net.training.dataset import Record
+from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
+from imis_net.training.sampler import canonical_name
+from imis_net.training.splits import check_patients
+from imis_net.training.trunk_features import TrunkCache, TrunkFeatures, TrunkFedSegmenter, on_network
+from imis_net.training.weight_average import WeightAverage, set_parameters
+
+WARMUP_STEPS = 20
+MAX_GRADIENT_NORM = 1.0
+
+
+def _prompts() -> InteractionPolicy:
+    return InteractionPolicy(
+        {"box": 0.4, "click": 0.4, "text": 0.2}, num_rounds=1, keep_clicks=True, mask_probability=0.5
+    )
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How long and how hard to fine-tune.
+
+    Attributes:
+        max_steps, max_seconds: the end, whichever comes first; the learning rate falls towards it.
+        validate_every: steps between validations.
+        patience: validations without a better score after which it ends.
+        num_targets: targets of one image in a step.
+    """
+
+    max_steps: int = 2000
+    max_seconds: float = 600.0
+    learning_rate: float = 3e-4
+    weight_decay: float = 0.01
+    validate_every: int = 100
+    patience: int = 5
+    num_targets: int = 4
+    seed: int = 0
+    policy: InteractionPolicy = field(default_factory=_prompts)
+    loss: InteractiveLoss = field(default_factory=lambda: InteractiveLoss(others_weight=0.3))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a person waiting wants to know.
+
+    Attributes:
+        fraction: of the steps or of the time, whichever is further, in [0, 1].
+        loss: of the last step; ``round_dices``: its mean Dice after each round.
+        best_dice: the best validation Dice so far; the start's, before anything is better.
+    """
+
+    step: int
+    fraction: float
+    seconds_left: float
+    loss: float
+    round_dices: tuple[float, ...]
+    best_dice: float
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """The outcome; ``ended_by`` is ``steps``, ``time``, ``patience`` or ``stop``."""
+
+    start_dice: float
+    best_dice: float
+    num_steps: int
+    seconds: float
+    ended_by: str
+
+
+def fine_tune(
+    network: IMISNet,
+    records: Sequence[Record],
+    validation: Sequence[Record],
+    settings: FineTuning,
+    trunk_features: TrunkFeatures | None = None,
+    on_progress: Callable[[Progress], object] = lambda progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> FineTuned:
+    """Fine-tune ``network`` in place; it ends with the weights that validated best, the start's if none did better.
+
+    Args:
+        network: with its start weights.
+        records: to learn from.
+        validation: of other patients; scored by first boxes and first clicks with fixed seeds.
+        trunk_features: who has the trunk's maps; by default the network's own trunk, once per image.
+        on_progress: called after each step.
+        should_stop: asked after each step.
+
+    Raises:
+        DatasetError: nothing to learn from or to validate on, or patients on both sides.
+    """
+    _check(records, validation)
+    freeze_trunk(network)
+    run = _Run(network, settings, trunk_features or TrunkCache(network), validation)
+    run.start([r for r in records if any(True for _ in r.masks())])
+    ended_by = ""
+    while not ended_by:
+        loss, dices = run.step()
+        if run.num_steps % settings.validate_every == 0 or run.fraction >= 1:
+            run.validate()
+        on_progress(run.progress(loss, dices))
+        ended_by = run.ended_by(should_stop())
+    return run.finish(ended_by)
+
+
+def freeze_trunk(network: IMISNet) -> None:
+    network.image_encoder.trunk.requires_grad_(False)
+
+
+def drop_trunk(network: IMISNet) -> None:
+    """Free the trunk's memory; from now on its features must come from elsewhere."""
+    network.image_encoder.trunk = nn.Identity()
+
+
+def save_fine_tuned(network: IMISNet, start: Path, path: Path, metadata: dict[str, str]) -> None:
+    """Write the whole network atomically, a dropped trunk's weights taken from ``start``, in the latter's precision.
+
+    Raises:
+        CheckpointError: ``start`` cannot be read any more.
+        OSError: the disk is full or the folder missing; nothing is left behind.
+    """
+    tensors = read_state_dict(start)
+    for key, value in network.state_dict().items():
+        if key in tensors:
+            tensors[key] = value.detach().cpu().to(tensors[key].dtype).contiguous()
+    write_atomically(path, to_safetensors(tensors, metadata))
+
+
+class _Run:
+    """The state of one fine-tuning."""
+
+    def __init__(
+        self, network: IMISNet, settings: FineTuning, trunk_features: TrunkFeatures, validation: Sequence[Record]
+    ) -> None:
+        self.network, self.settings, self.trunk_features = network, settings, trunk_features
+        self.validation = validation
+        self.learnable = [p for p in network.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.AdamW(
+            self.learnable, lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self.interact = InteractiveStep(network, settings.policy, settings.loss)
+        self.average = WeightAverage(network)
+        self.rng = np.random.default_rng(settings.seed)
+        self.num_steps = self.num_without_gain = 0
+        self.began = time.monotonic()
+
+    def start(self, records: Sequence[Record]) -> None:
+        self.records = records
+        self.start_dice = self.best_dice = self._score()
+        self.best = {k: v.clone() for k, v in self.average.weights.items()}
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, max(self.num_steps / self.settings.max_steps, self.seconds / self.settings.max_seconds))
+
+    def step(self) -> tuple[float, list[float]]:
+        self.num_steps += 1
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.settings.learning_rate * _rate(self.num_steps, self.fraction)
+        self.network.train()
+        maps, targets, texts = self._draw()
+        loss, dices = self.interact(self.network.image_encoder.from_trunk(maps), targets, texts, self.rng)
+        self.optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.learnable, MAX_GRADIENT_NORM)
+        self.optimiser.step()
+        self.average.update(self.network)
+        return loss.item(), dices
+
+    def validate(self) -> None:
+        with self.average.applied(self.network):
+            dice = self._score()
+        if dice > self.best_dice:
+            self.best_dice, self.num_without_gain = dice, 0
+            self.best = {k: v.clone() for k, v in self.average.weights.items()}
+        else:
+            self.num_without_gain += 1
+
+    def progress(self, loss: float, dices: Sequence[float]) -> Progress:
+        left = self.seconds / self.fraction - self.seconds if self.fraction else self.settings.max_seconds
+        return Progress(self.num_steps, self.fraction, left, loss, tuple(dices), self.best_dice)
+
+    def ended_by(self, stop: bool) -> str:
+        if stop:
+            return "stop"
+        if self.num_without_gain >= self.settings.patience:
+            return "patience"
+        if self.num_steps >= self.settings.max_steps:
+            return "steps"
+        return "time" if self.seconds >= self.settings.max_seconds else ""
+
+    def finish(self, ended_by: str) -> FineTuned:
+        set_parameters(self.network, self.best)
+        self.network.eval()
+        return FineTuned(self.start_dice, self.best_dice, self.num_steps, self.seconds, ended_by)
+
+    def _draw(self) -> tuple[tuple[Tensor, ...], Tensor, tuple[str, ...] | None]:
+        """One record's trunk maps, some of its targets in the model frame, and their names if all are known."""
+        for i in self.rng.permutation(len(self.records)):
+            names, targets = self._targets(self.records[i])
+            if names:
+                known = self.network.known_texts
+                named = all(names) and (known is None or all(n in known for n in names))
+                maps = on_network(self.trunk_features(self.records[i].image), self.network)
+                return maps, torch.from_numpy(targets).to(self.network.device), names if named else None
+        raise DatasetError(f"every target is lost at {self.network.image_size} pixels")
+
+    def _targets(self, record: Record) -> tuple[tuple[str, ...], np.ndarray]:
+        """Names and bool [B, S, S] of up to ``num_targets`` targets that something is left of."""
+        masks = list(record.masks())
+        chosen = self.rng.permutation(len(masks))[: self.settings.num_targets]
+        targets = np.stack([resize_mask(masks[i][1], self.network.image_size) for i in chosen])
+        kept = np.flatnonzero(targets.any((1, 2)))
+        return tuple(canonical_name(masks[chosen[k]][0]) for k in kept), targets[kept]
+
+    def _score(self) -> float:
+        segmenter = TrunkFedSegmenter(self.network, self.trunk_features, self.network.device)
+        return float(np.mean([mean_dice(evaluate(segmenter, self.validation, s)) for s in ("box", "click")]))
+
+
+def _check(records: Sequence[Record], validation: Sequence[Record]) -> None:
+    for what, some in (("learn from", records), ("validate on", validation)):
+        if not any(True for r in some for _ in r.masks()):
+            raise DatasetError(f"no target to {what}: got {len(some)} records, expected at least one with a mask")
+    check_patients(records, validation)
+
+
+def _rate(step: int, done: float) -> float:
+    """Share of the peak learning rate."""
+    return min(1.0, step / WARMUP_STEPS) * (0.02 + 0.49 * (1 + float(np.cos(np.pi * done))))

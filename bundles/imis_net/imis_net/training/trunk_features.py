@@ -1,0 +1,62 @@
+"""Training and validating on a frozen trunk's features, so that an epoch costs only neck and decoder."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imis_net import transforms
+from imis_net.networks.imis_net import IMISNet
+from imis_net.prompts import ImageEmbedding
+from imis_net.segmenter import TorchSegmenter, resize_mode
+
+TrunkFeatures = Callable[[np.ndarray], tuple[Tensor, ...]]
+"""uint8 RGB [H, W, 3] -> the trunk's maps, each with a leading axis of 1: a cache, a server, or ``TrunkCache``."""
+
+
+class TrunkCache:
+    """Runs a network's own trunk once per image and keeps the maps in memory, in half precision.
+
+    Attributes:
+        num_encoded: how often the trunk ran.
+    """
+
+    def __init__(self, network: IMISNet) -> None:
+        self.network = network
+        self.num_encoded = 0
+        self._kept: dict[str, tuple[Tensor, ...]] = {}
+
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, ...]:
+        key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        if key not in self._kept:
+            self._kept[key] = tuple(f.half() for f in self._encode(image))
+        return self._kept[key]
+
+    @torch.no_grad()
+    def _encode(self, image: np.ndarray) -> tuple[Tensor, ...]:
+        network = self.network
+        self.num_encoded += 1
+        pixels = transforms.to_model_frame(image, network.image_size, resize_mode(network)).to(network.device)
+        return network.image_encoder.trunk_features((pixels - network.pixel_mean) / network.pixel_std)
+
+
+class TrunkFedSegmenter(TorchSegmenter):
+    """A segmenter whose trunk's work is done elsewhere; its network needs no trunk at all."""
+
+    def __init__(self, network: IMISNet, trunk_features: TrunkFeatures, device: str | torch.device = "cpu") -> None:
+        super().__init__(network, device)
+        self.trunk_features = trunk_features
+
+    @torch.inference_mode()
+    def encode_image(self, image: np.ndarray) -> ImageEmbedding:
+        features = self.network.image_encoder.from_trunk(on_network(self.trunk_features(image), self.network))
+        return ImageEmbedding(tuple(features), (image.shape[0], image.shape[1]), self.encoder_digest)
+
+
+def on_network(maps: tuple[Tensor, ...], network: IMISNet) -> tuple[Tensor, ...]:
+    """Kept maps where the network is, in single precision."""
+    return tuple(m.to(network.device, torch.float32) for m in maps)
