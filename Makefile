@@ -3,11 +3,12 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PORT ?= 8000
 STUDIES ?= studies
+DATA ?= ../shared/data/dev
 GOLDEN ?= ../shared/golden/public
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test lint parity
+.PHONY: help venv serve test lint parity bench-accuracy
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -27,3 +28,6 @@ lint: venv ## ruff and mypy
 
 parity: venv ## compare with the reference's outputs (GOLDEN=../shared/golden/public)
 	@$(PYTHON) scripts/check_parity.py --golden $(GOLDEN) $(ARGS)
+
+bench-accuracy: venv ## accuracy beside its goals and floors (DATA=../shared/data/dev)
+	@$(PYTHON) benchmarks/accuracy.py --data $(DATA) $(ARGS)
