@@ -57,7 +57,7 @@ class SamMed2dSegmenter(SamSegmenter):
     def _to_original(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return transforms.logits_to_original(logits, size, self.image_size)
 
-    def _is_ambiguous(self, _prompt: Prompt) -> bool:
+    def _is_ambiguous(self, prompt: Prompt) -> bool:  # noqa: ARG002
         return True
 
 
