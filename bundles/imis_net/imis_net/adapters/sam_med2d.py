@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from imis_net import transforms
 from imis_net.adapters.sam import SamSegmenter, load_network
 from imis_net.errors import CheckpointError
+from imis_net.prompts import Prompt
 
 IMAGE_SIZE = 256
 WIDTH = 768
@@ -57,7 +58,7 @@ class SamMed2dSegmenter(SamSegmenter):
     def _to_original(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return transforms.logits_to_original(logits, size, self.image_size)
 
-    def _is_ambiguous(self, prompt: Prompt) -> bool:  # noqa: ARG002
+    def _is_ambiguous(self, prompt: Prompt) -> bool:
         return True
 
 
