@@ -3,11 +3,12 @@ SHELL := bash
 PYTHON := .venv/bin/python
 PORT ?= 8000
 STUDIES ?= studies
+DATA ?= ../shared/data/dev
 GOLDEN ?= ../shared/golden/public
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve e2e test lint parity bench-serving
+.PHONY: help venv serve e2e test lint parity bench-serving bench-accuracy
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -35,3 +36,6 @@ bench-serving: venv ## measure the server beside MONAI Label's own policy, then 
 
 parity: venv ## compare with the reference's outputs (GOLDEN=../shared/golden/public)
 	@$(PYTHON) scripts/check_parity.py --golden $(GOLDEN) $(ARGS)
+
+bench-accuracy: venv ## accuracy beside its goals and floors (DATA=../shared/data/dev)
+	@$(PYTHON) benchmarks/accuracy.py --data $(DATA) $(ARGS)

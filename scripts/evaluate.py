@@ -16,18 +16,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundles" / "imis_net"))
 
+import numpy as np
 from tqdm import tqdm
 
 from imis_net.errors import DatasetError, ImisError
-from imis_net.evaluation.floors import EllipseFloor, RectangleFloor
-from imis_net.evaluation.harness import STRATEGIES, evaluate
+from imis_net.evaluation.cost import Cost, measure_cost
+from imis_net.evaluation.harness import STRATEGIES, evaluate, first_prompt
+from imis_net.evaluation.registry import SEGMENTERS, make_segmenter
 from imis_net.evaluation.report import plot, summarise, write_records, write_summary
-from imis_net.networks.build import BUILDERS
-from imis_net.segmenter import DEFAULT_MODEL, Segmenter, load_segmenter
+from imis_net.evaluation.worst_cases import WorstCases
+from imis_net.segmenter import Segmenter
 from imis_net.training.dataset import Record, read_imed361m, read_index
-
-FLOORS = {"ellipse": EllipseFloor, "rectangle": RectangleFloor}
-MODELS = {"compact": DEFAULT_MODEL, "imis_net": "imis_net_vit_b", **{name: name for name in BUILDERS}}
 
 
 def main() -> int:
@@ -42,12 +41,15 @@ def main() -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Evaluate and write; raises ImisError before anything stands under ``--out``."""
+    if args.rounds < 0:
+        raise DatasetError(f"--rounds: expected 0 or more, got {args.rounds}")
     if args.out.exists():
         raise DatasetError(f"--out: {args.out} exists already; choose another folder")
     if not args.out.parent.is_dir():
         raise DatasetError(f"--out: there is no folder {args.out.parent}")
     records = read_records(args.dataset, args.split)
-    segmenter = make_segmenter(args.segmenter, args.weights)
+    segmenter = make_segmenter(args.segmenter, args.weights, args.image_size)
+    worst = WorstCases(args.rounds)
     scores = list(
         evaluate(
             segmenter,
@@ -58,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
             args.previous_mask,
             args.min_pixels,
             args.human_clicks,
+            watch=worst.watch,
         )
     )
     if not scores:
@@ -66,8 +69,10 @@ def run(args: argparse.Namespace) -> None:
         folder = Path(name) / "results"
         folder.mkdir()
         write_records(scores, folder / "records.csv")
-        write_summary(summarise(scores, args.seed), folder, f"{args.segmenter}, {args.strategy}, {args.rounds} rounds")
+        title = f"{args.segmenter}, {args.strategy}, {args.rounds} rounds"
+        write_summary(summarise(scores, args.seed), folder, title, cost_of(segmenter, records, args.strategy))
         plot(scores, folder)
+        worst.write(folder)
         os.rename(folder, args.out)
     print((args.out / "summary.md").read_text())
 
@@ -79,8 +84,12 @@ def read_records(dataset: Path, split: str) -> list[Record]:
     return read_index(dataset, [split])
 
 
-def make_segmenter(name: str, weights: Path | None) -> Segmenter:
-    return FLOORS[name]() if name in FLOORS else load_segmenter(MODELS[name], weights)
+def cost_of(segmenter: Segmenter, records: list[Record], strategy: str) -> Cost:
+    """On the first target; a segmenter that must be given text is measured by a box."""
+    record = next(r for r in records if any(True for _ in r.masks()))
+    _, truth = next(record.masks())
+    kind = strategy if "text" not in strategy else "box"
+    return measure_cost(segmenter, record.image, first_prompt(truth, "", kind, np.random.default_rng(0)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -88,8 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", type=Path, required=True, metavar="DIR")
     add("--split", default="val", help="index.json: a subset; dataset.json: training or test (default: %(default)s)")
-    add("--segmenter", choices=[*MODELS, *FLOORS], default="compact")
+    add("--segmenter", choices=SEGMENTERS, default="compact")
     add("--weights", type=Path, metavar="FILE")
+    add("--image-size", type=int, metavar="PX", help="imis_net and compact only; by default their own")
     add("--strategy", choices=STRATEGIES, default="box", help="the first prompt (default: %(default)s)")
     add("--rounds", type=int, default=0, help="corrective clicks after it (default: %(default)s)")
     add("--seed", type=int, default=0)

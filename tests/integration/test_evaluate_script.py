@@ -56,8 +56,10 @@ def test_ellipse_on_the_published_layout_repeats_byte_by_byte(tmp_path, dataset)
         ("P_002_1", "spleen", "200"),
     ]
     assert sorted(p.name for p in (tmp_path / "first").iterdir()) == [
-        "dice_by_round.png", "dice_by_size.png", "records.csv", "summary.csv", "summary.md"
+        "dice_by_round.png", "dice_by_size.png", "records.csv", "summary.csv", "summary.md", "worst"
     ]  # fmt: skip
+    assert len(list((tmp_path / "first" / "worst").iterdir())) == 4
+    assert "GFLOP" in (tmp_path / "first" / "summary.md").read_text()
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published sample in ../shared/data/imed361m_btcv")
@@ -76,6 +78,9 @@ def test_the_untouched_sample_is_read(tmp_path):
         (("--dataset", "nowhere"), "expected an index.json"),
         (("--weights", "missing.safetensors", "--segmenter", "compact"), "no weights"),
         (("--strategy", "text", "--segmenter", "ellipse"), "nothing to score"),
+        (("--segmenter", "sam"), "no weights for sam"),
+        (("--rounds", "-1"), "expected 0 or more"),
+        (("--image-size", "512", "--segmenter", "ellipse"), "can be resized"),
     ],
 )
 def test_unusable_input_is_one_sentence_and_writes_nothing(tmp_path, dataset, arguments, message):

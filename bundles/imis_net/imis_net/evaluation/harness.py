@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,9 @@ class Score:
     milliseconds: float
 
 
+Watch = Callable[[Score, np.ndarray, np.ndarray, np.ndarray, Prompt], None]
+
+
 def evaluate(
     segmenter: Segmenter,
     records: Iterable[Record],
@@ -50,12 +53,17 @@ def evaluate(
     use_previous_mask: bool = False,
     min_pixels: int = 1,
     human_clicks: bool = False,
+    closest_fraction: float = 1.0,
+    max_offset_px: int = 5,
+    watch: Watch | None = None,
 ) -> Iterator[Score]:
     """Score every target of at least ``min_pixels`` of every record after each of ``1 + num_rounds`` rounds.
 
     Each target has a generator of its own, seeded by its name, so that scores do not depend on what else is run.
     Targets whose text the segmenter does not know are left out of the text strategies. With ``human_clicks`` the first
     click falls on a person's scribble, and records without scribbles are left out: simulated clicks flatter.
+    ``watch`` sees each score with its image, truth, mask and prompt. ``closest_fraction`` and ``max_offset_px`` are
+    the first click's and the box's, as ``simulation`` has them.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
@@ -68,12 +76,12 @@ def evaluate(
                 continue
             rng = np.random.default_rng([seed, zlib.crc32(f"{record.case}|{i}|{name}".encode())])
             drawn = record.scribbles[rng.integers(len(record.scribbles))] if human_clicks else truth
-            prompt = first_prompt(truth, canonical_name(name), strategy, rng, drawn)
+            prompt = first_prompt(truth, canonical_name(name), strategy, rng, drawn, closest_fraction, max_offset_px)
             for round_index in range(num_rounds + 1):
                 start = time.perf_counter()
                 prediction = segmenter.predict(embedding, prompt)
                 elapsed_ms = 1000 * (time.perf_counter() - start)
-                yield Score(
+                score = Score(
                     case=record.case,
                     source=record.source,
                     modality=record.modality,
@@ -88,20 +96,30 @@ def evaluate(
                     iou_prediction=prediction.iou_prediction,
                     milliseconds=elapsed_ms,
                 )
+                if watch is not None:
+                    watch(score, record.image, truth, prediction.mask, prompt)
+                yield score
                 click = correction_click(prediction.mask, truth, rng)
                 if click is not None and round_index < num_rounds:
                     prompt = _with_click(prompt, *click, prediction.low_res_mask if use_previous_mask else None)
 
 
 def first_prompt(
-    truth: np.ndarray, text: str, strategy: str, rng: np.random.Generator, clickable: np.ndarray | None = None
+    truth: np.ndarray,
+    text: str,
+    strategy: str,
+    rng: np.random.Generator,
+    clickable: np.ndarray | None = None,
+    closest_fraction: float = 1.0,
+    max_offset_px: int = 5,
 ) -> Prompt:
     """``clickable``: where the first click may fall, bool [H, W]; by default the target."""
     kinds = strategy.split("+")
+    clickable = truth if clickable is None else clickable
     return Prompt(
-        point_coords=random_click(truth if clickable is None else clickable, rng)[None] if "click" in kinds else None,
+        point_coords=random_click(clickable, rng, closest_fraction)[None] if "click" in kinds else None,
         point_labels=np.array([1]) if "click" in kinds else None,
-        box=jittered_box(truth, rng) if "box" in kinds else None,
+        box=jittered_box(truth, rng, max_offset_px) if "box" in kinds else None,
         text=text if "text" in kinds else None,
     )
 

@@ -15,6 +15,7 @@ matplotlib.use("Agg")  # files only; a server has no screen
 from matplotlib import pyplot as plt
 
 from imis_net.evaluation.bootstrap import mean_interval
+from imis_net.evaluation.cost import Cost
 from imis_net.evaluation.harness import Score
 
 MAX_NUM_CLICKS = 20
@@ -94,13 +95,15 @@ def area_under_rounds(dice_by_round: Sequence[float]) -> float:
     return float(values[0]) if len(values) == 1 else float(((values[1:] + values[:-1]) / 2).mean())
 
 
-def write_summary(rows: Sequence[Row], folder: Path, title: str) -> None:
+def write_summary(rows: Sequence[Row], folder: Path, title: str, cost: Cost | None = None) -> None:
     """summary.csv with every group, summary.md with the overall ones."""
     with (folder / "summary.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, SUMMARY_COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     lines = [f"# {title}", ""]
+    if cost is not None:
+        lines += [f"Cost: {cost}.", ""]
     for level in ("image", "mask"):
         lines += [f"## {level.capitalize()} level", ""]
         lines += ["| group | strategy | round | masks | Dice (95 %) | NSD 2 px | NoC@80 | NoC@85 | NoC@90 |"]
