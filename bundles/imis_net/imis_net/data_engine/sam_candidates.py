@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,8 @@ class SamProposer:
             for m in sorted(found, key=lambda m: -m["predicted_iou"])
         ]
         outcome = filter_masks(masks, self.settings)
-        counts = {m.steps[-1].rule.value for m in outcome.removed}
-        return Proposals(
-            outcome.kept,
-            {rule: sum(m.steps[-1].rule.value == rule for m in outcome.removed) for rule in sorted(counts)},
-        )
+        counts = Counter(m.steps[-1].rule.value for m in outcome.removed)
+        return Proposals(outcome.kept, dict(sorted(counts.items())))
 
 
 def load_sam(size: str, weights: Path, device: str = "cpu") -> Any:

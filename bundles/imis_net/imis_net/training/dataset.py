@@ -122,7 +122,7 @@ def read_imed361m(root: Path | str, split: str) -> list[Record]:
     for item in items:
         try:
             image = np.asarray(Image.open(root / item["image"]).convert("RGB"))
-            rows = _read_sparse(root / item["label"], len(names), (image.shape[0], image.shape[1]))
+            rows = read_sparse(root / item["label"], len(names), (image.shape[0], image.shape[1]))
         except UNUSABLE as error:
             log.warning("skipped %s: %s", item, error)
             continue
@@ -137,7 +137,7 @@ def read_imed361m(root: Path | str, split: str) -> list[Record]:
     return records
 
 
-def _read_sparse(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
+def read_sparse(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
     """[C, H, W] of 0 and 1."""
     shape = tuple(int(n) for n in path.name.split(".")[-2].strip("()").split(","))
     if shape[:3] != (num_classes, *size):
