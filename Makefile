@@ -7,7 +7,7 @@ GOLDEN ?= ../shared/golden/public
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve test lint parity
+.PHONY: help venv serve test lint parity bench-engine review
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -27,3 +27,9 @@ lint: venv ## ruff and mypy
 
 parity: venv ## compare with the reference's outputs (GOLDEN=../shared/golden/public)
 	@$(PYTHON) scripts/check_parity.py --golden $(GOLDEN) $(ARGS)
+
+bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
+	@$(PYTHON) benchmarks/data_engine.py $(ARGS)
+
+review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
+	@$(PYTHON) scripts/review_masks.py $(or $(DIR),$(filter-out review,$(MAKECMDGOALS))) --port $(PORT)

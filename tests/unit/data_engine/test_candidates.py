@@ -15,7 +15,7 @@ from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Rul
 from imis_net.data_engine.settings import CandidateSettings
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 
-SETTINGS = CandidateSettings(4, 5, 0.85, 0.7, "box", 0.8)
+SETTINGS = CandidateSettings(4, 5, 0.85, {}, 0.7, "box", 0.8)
 
 
 class Quadrants:

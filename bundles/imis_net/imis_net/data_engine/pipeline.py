@@ -82,13 +82,14 @@ class SegmenterStage:
 
     def __call__(self) -> Propose:
         torch.set_num_threads(1)  # sums of several threads round differently from run to run
+        settings = self.settings.candidates.of_model(self.model)
         if self.model.startswith("sam_"):
             from imis_net.data_engine.sam_candidates import SamProposer, load_sam
 
             sam = load_sam(self.model.removeprefix("sam_"), self.weights or Path("sam.pth"), self.device)
-            return SamProposer(sam, self.settings.candidates)
+            return SamProposer(sam, settings)
         segmenter = load_segmenter(self.model, self.weights, self.device)
-        return lambda image: propose(segmenter, image, self.settings.candidates)
+        return lambda image: propose(segmenter, image, settings)
 
     def weights_digest(self) -> str:
         """

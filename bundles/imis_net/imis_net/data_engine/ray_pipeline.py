@@ -69,24 +69,26 @@ def run_on_ray(
 def _rows(run: Run, sources: Sequence[Source], num_workers: int, num_gpus: float) -> Iterator[tuple[str, Finished]]:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    reference = ray.put(run)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    reference = ray.put((run, sources))
 
     def read(row: dict[str, Any]) -> list[dict[str, Any]]:
-        source = row["source"]
-        return [{"row": (source.stem, item)} for item in ray.get(reference).read(source)]
+        here, all_sources = ray.get(reference)
+        source = all_sources[row["index"]]
+        return [{"row": (source.stem, item)} for item in here.read(source)]
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
         source, sample, found = row["row"]
-        return {"row": (source, found if sample is None else finish(ray.get(reference), sample, found))}
+        return {"row": (source, found if sample is None else finish(ray.get(reference)[0], sample, found))}
 
     results = (
-        ray.data.from_items([{"source": s} for s in sources], override_num_blocks=len(sources))
+        ray.data.from_items([{"index": i} for i in range(len(sources))], override_num_blocks=len(sources))
         .flat_map(read, num_cpus=0.25)
         .map_batches(
             ProposeActor,
             fn_constructor_args=(run,),
             batch_size=IMAGES_PER_BATCH,
-            concurrency=num_workers,
+            compute=ray.data.ActorPoolStrategy(size=num_workers),
             num_cpus=1 if not num_gpus else 0,
             num_gpus=num_gpus,
         )

@@ -111,13 +111,18 @@ def contact_sheet(out: Path, images: Sequence[ImageFacts]) -> bytes:
 def outlined(out: Path, record: Record) -> Image.Image:
     image = np.asarray(Image.open(out / record["image"]).convert("RGB")).copy()
     ids = np.load(out / record["imask"])[:, :, 0]
-    edges = np.zeros(ids.shape, bool)
-    edges[1:] |= ids[1:] != ids[:-1]
-    edges[:, 1:] |= ids[:, 1:] != ids[:, :-1]
-    is_truth = np.array([False, *(m["origin"] == "ground_truth" for m in record["masks"])])
-    image[edges] = (255, 210, 0)
-    image[edges & is_truth[ids]] = (40, 220, 90)
+    is_truth = np.array([False, *(m["origin"] == "ground_truth" for m in record["masks"])])[ids]
+    image[_between(ids, np.ones_like(is_truth))] = (255, 210, 0)
+    image[_between(ids, is_truth)] = (40, 220, 90)
     return Image.fromarray(image)
+
+
+def _between(ids: np.ndarray, matters: np.ndarray) -> np.ndarray:
+    """Where an id differs from the one above or to the left and one of the two matters."""
+    edges = np.zeros(ids.shape, bool)
+    edges[1:] |= (ids[1:] != ids[:-1]) & (matters[1:] | matters[:-1])
+    edges[:, 1:] |= (ids[:, 1:] != ids[:, :-1]) & (matters[:, 1:] | matters[:, :-1])
+    return edges
 
 
 def _facts(out: Path, record: Record) -> ImageFacts:

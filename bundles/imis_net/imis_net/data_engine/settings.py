@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -34,14 +34,18 @@ class IngestSettings:
 
 @dataclass(frozen=True)
 class CandidateSettings:
-    """Which generated masks are considered at all."""
+    """Which generated masks are considered at all; ``of_model`` gives a model its own bound."""
 
     grid_side: int
     batch_size: int
     min_predicted_iou: float
+    min_predicted_iou_of: dict[str, float]
     max_nms_iou: float
     nms_by: Literal["box", "mask"]
     max_area_fraction: float
+
+    def of_model(self, name: str) -> CandidateSettings:
+        return replace(self, min_predicted_iou=self.min_predicted_iou_of.get(name, self.min_predicted_iou))
 
 
 @dataclass(frozen=True)
@@ -119,6 +123,8 @@ def _check_keys(values: Any, expected: dict[str, Any], where: str) -> None:
 def _value(value: Any, hint: Any, where: str) -> Any:
     if hint == tuple[int, ...] and isinstance(value, list) and all(type(v) is int for v in value):
         return tuple(value)
+    if hint == dict[str, float] and isinstance(value, dict):
+        return {str(k): _value(v, float, f"{where}.{k}") for k, v in value.items()}
     if hint is int and type(value) is int and value >= 0:
         return value
     if hint is float and type(value) in (int, float) and value >= 0:
