@@ -32,4 +32,4 @@ bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
 	@$(PYTHON) benchmarks/data_engine.py $(ARGS)
 
 review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
-	@$(PYTHON) scripts/review_masks.py $(or $(DIR),$(filter-out review,$(MAKECMDGOALS))) --port $(PORT)
+	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)

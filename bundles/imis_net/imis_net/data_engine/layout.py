@@ -51,7 +51,7 @@ def write_sample(
         "image": f"image/{sample.stem}.png",
         "label": f"label/x___{sample.stem}.({len(classes)}, {height}, {width}, 1).npz",
         "imask": f"imask/x___{sample.stem}.npy",
-        "masks": f"records/{sample.stem}.npz",
+        "whole": f"records/{sample.stem}.npz",
     }
     ids = flatten([m.mask for m in outcome.kept], [m.name is not None for m in outcome.kept], (height, width))
     by_name = {t.name: t.mask for t in sample.targets}
@@ -60,7 +60,7 @@ def write_sample(
         "image": _png(sample.image),
         "label": _npz([by_name.get(name, empty) for name in classes], height * width),
         "imask": npy(ids),
-        "masks": _npz([m.mask for m in outcome.kept], height * width),
+        "whole": _npz([m.mask for m in outcome.kept], height * width),
     }
     for kind, path in paths.items():
         write_atomically(out / path, contents[kind])
@@ -96,7 +96,7 @@ def is_done(out: Path, sample: Sample, run_digest: str) -> bool:
     try:
         record = json.loads((out / "records" / f"{sample.stem}.json").read_text())
         same = record["run"] == run_digest and record["input"] == sample.digest
-        return same and all((out / record[kind]).is_file() for kind in ("image", "label", "imask", "masks"))
+        return same and all((out / record[kind]).is_file() for kind in ("image", "label", "imask", "whole"))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -112,7 +112,7 @@ def flatten(masks: Sequence[np.ndarray], are_named: Sequence[bool], size: tuple[
 
 def read_masks(out: Path, record: Record) -> np.ndarray:
     """bool [N, H, W]: every mask whole, in the order of ids."""
-    rows = sparse.load_npz(out / record["masks"]).toarray()
+    rows = sparse.load_npz(out / record["whole"]).toarray()
     return rows.reshape(-1, *record["size"]).astype(bool)
 
 
