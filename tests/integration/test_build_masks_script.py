@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +16,12 @@ from PIL import Image
 from imis_net.data_engine.settings import SETTINGS_FILE
 from imis_net.training.dataset import read_imed361m
 
-ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "build_masks.py"
+spec = importlib.util.spec_from_file_location("build_masks", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+build_masks = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(build_masks)
 
 
 @pytest.fixture
@@ -38,13 +43,9 @@ def source(tmp_path: Path) -> Path:
     return root
 
 
-def build(source: Path, out: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "scripts" / "build_masks.py"), "--source", str(source), "--out", str(out)]
-    settings = ["--settings", str(source.parent / "settings.yaml"), "--licence", "CC0"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*command, *settings, *arguments], capture_output=True, text=True, env=environment, check=False, timeout=300
-    )
+def arguments_for(source: Path, out: Path) -> list[str]:
+    settings = source.parent / "settings.yaml"
+    return ["--source", str(source), "--out", str(out), "--settings", str(settings), "--licence", "CC0"]
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -52,18 +53,21 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_one_process_and_two_workers_write_the_same_bytes(source: Path, tmp_path: Path) -> None:
+def test_one_process_and_two_workers_write_the_same_bytes(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Breaks if the output depends on who made it, or a torn file is silently left out."""
-    here = build(source, tmp_path / "here")
-    assert here.returncode == 1, here.stderr
-    assert "left out images_torn: torn.png: truncated or damaged" in here.stderr
-    assert here.stdout.startswith("3 images, ")
+    assert build_masks.main(arguments_for(source, tmp_path / "here")) == 1
+    said = capsys.readouterr()
+    assert "left out images_torn: torn.png: cannot be read (damaged)" in said.err
+    assert said.out.startswith("3 images, ")
     tree = json.loads((tmp_path / "here" / "dataset.json").read_text())
     assert tree["labels"] == {"0": "background", "1": "spleen"}
     records = [r for s in ("training", "test") if tree[s] for r in read_imed361m(tmp_path / "here", s)]
     assert len(records) == 3
     pytest.importorskip("ray")
-    on_ray = build(source, tmp_path / "ray", "--workers", "2")
+    command = [sys.executable, str(SCRIPT), *arguments_for(source, tmp_path / "ray"), "--workers", "2"]
+    on_ray = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert on_ray.returncode == 1, on_ray.stderr
     assert digest(tmp_path / "ray") == digest(tmp_path / "here")
 
@@ -77,10 +81,12 @@ def test_one_process_and_two_workers_write_the_same_bytes(source: Path, tmp_path
         (["--out", "/proc/mask"], "cannot write"),
     ],
 )
-def test_what_cannot_begin_says_so(source: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_cannot_begin_says_so(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
     """Breaks if a wrong argument ends in a traceback, or a folder is made for nothing."""
-    answer = build(source, tmp_path / "out", *arguments)
-    assert answer.returncode == 2
-    assert message in answer.stderr
-    assert len(answer.stderr.strip().splitlines()) == 1
+    assert build_masks.main([*arguments_for(source, tmp_path / "out"), *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
