@@ -25,6 +25,7 @@ from imis_net.data_engine.names import NAMES_FILE, load_names
 from imis_net.data_engine.pipeline import Finished, Run, SegmenterStage, make_folders, run_digest, run_here
 from imis_net.data_engine.report import write_report
 from imis_net.data_engine.settings import SETTINGS_FILE, load_settings
+from imis_net.data_engine.shards import write_shards
 from imis_net.data_engine.sources import Source, find_sources
 from imis_net.errors import ImisError
 from imis_net.segmenter import DEFAULT_MODEL
@@ -64,6 +65,8 @@ def build(args: argparse.Namespace) -> list[Reject]:
     rejects = [r for r in _finished(run, sources, args) if isinstance(r, Reject)]
     name = args.name or args.source.resolve().name
     left_out = assemble(args.out, name, classes, rejects, run.digest, settings.ingest.duplicate_max_distance)
+    if args.images_per_shard:
+        write_shards(args.out, args.images_per_shard)
     print(write_report(args.out, settings.report, left_out))
     return left_out
 
@@ -90,7 +93,7 @@ def _finished(run: Run, sources: list[Source], args: argparse.Namespace) -> Iter
             yield one
 
 
-def _workers(text: str) -> int:
+def _count(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
@@ -113,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", default="cpu")
     add("--settings", type=Path, default=SETTINGS_FILE, metavar="YAML", help="default: configs/data_engine.yaml")
     add("--names", type=Path, default=NAMES_FILE, metavar="YAML", help="default: configs/data_engine_names.yaml")
-    add("--workers", type=_workers, default=0, help="models at once, on Ray; 0: all in this process (default)")
+    add("--workers", type=_count, default=0, help="models at once, on Ray; 0: all in this process (default)")
+    add("--images-per-shard", type=_count, default=0, help="also write WebDataset shards of so many images")
     add("--ray-address", metavar="HOST:PORT", help="a running Ray cluster")
     add("--gpus-per-model", type=float, default=0)
     return parser

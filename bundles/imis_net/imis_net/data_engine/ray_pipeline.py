@@ -53,7 +53,7 @@ def run_on_ray(
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     paths = os.pathsep.join(filter(None, (str(PACKAGE_ROOT), os.environ.get("PYTHONPATH"))))
     ray.init(
-        address=address,
+        address=address or "local",  # not a cluster that happens to run here
         num_cpus=None if address else max(2, num_workers + 1),
         include_dashboard=False if not address else None,
         runtime_env={"env_vars": {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}},
