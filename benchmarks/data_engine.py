@@ -43,10 +43,11 @@ from imis_net.data_engine.names import load_names
 from imis_net.data_engine.pipeline import Propose, Run, SegmenterStage, make_folders, run_here
 from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Target
 from imis_net.data_engine.regions import mask_iou
+from imis_net.data_engine.semantics import Calibration, Guess, guess_by_text_prompts, precision_at_coverage
 from imis_net.data_engine.settings import load_settings
 from imis_net.data_engine.sources import find_sources
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
-from imis_net.segmenter import DEFAULT_MODEL
+from imis_net.segmenter import DEFAULT_MODEL, load_segmenter
 from imis_net.training.dataset import Record, read_imed361m
 
 SETTINGS = load_settings()
@@ -173,6 +174,28 @@ def compact_claims(data: Path, num_images: int) -> list[Claim]:
         Claim("compact model: mean best IoU with the authors' masks", float(np.mean(best)), 0.0, beside="reported"),
         Claim("compact model: seconds per image on one core", 1 / rate, 1e9, False, f"6.4 M images: {hours:,.0f} h"),
     ]
+
+
+def semantics_claims(data: Path) -> list[Claim]:
+    """Names for the sample's ground truths by text prompts: calibrated on half of the patients, told for the others."""
+    segmenter = load_segmenter()
+    names = {n.replace(" ", "_"): n for n in segmenter.known_texts or ()}
+    table = load_names()
+    by_class = {table.class_of(n, "CT", "BTCV"): n for n in names.values()}
+    guesses: list[list[Guess]] = [[], []]
+    truths: list[list[str]] = [[], []]
+    for record in _sample(data):
+        known = [(by_class[n], m) for n, m in record.masks() if n in by_class]
+        half = int(hashlib.sha256(record.patient.encode()).hexdigest(), 16) % 2
+        embedding = segmenter.encode_image(record.image)
+        guesses[half] += guess_by_text_prompts(segmenter, embedding, [m for _, m in known], list(names.values()))
+        truths[half] += [n for n, _ in known]
+    calibration = Calibration(guesses[0], truths[0], SETTINGS.semantics)
+    proposals = [calibration.propose(g) for g in guesses[1]]
+    precision, coverage = precision_at_coverage(proposals, truths[1])
+    always = np.mean([g.name == t for g, t in zip(guesses[1], truths[1], strict=True)])
+    beside = f"coverage {coverage:.2f} of {len(proposals)} masks; naming all is right for {always:.2f}"
+    return [Claim("precision of proposed names", precision, SETTINGS.semantics.min_precision, beside=beside)]
 
 
 def identity_claims(folder: Path) -> list[Claim]:
@@ -324,7 +347,7 @@ def main() -> int:
     parser.add_argument("--num-images", type=int, default=2, help="of the sample, for the compact model")
     parser.add_argument("--num-cases", type=int, default=100_000)
     parser.add_argument("--sizes", default="100,1000,10000")
-    parser.add_argument("--only", default="mutants,properties,sample,compact,identity,throughput")
+    parser.add_argument("--only", default="mutants,properties,sample,compact,semantics,identity,throughput")
     parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -337,6 +360,7 @@ def main() -> int:
         "properties": lambda _: property_claims(args.num_cases),
         "sample": lambda _: sample_claims(args.data),
         "compact": lambda _: compact_claims(args.data, args.num_images),
+        "semantics": lambda _: semantics_claims(args.data),
         "identity": identity_claims,
         "throughput": lambda folder: throughput_claims(folder, sizes),
     }
