@@ -228,13 +228,14 @@ def throughput_claims(folder: Path, sizes: Sequence[int]) -> list[Claim]:
         peaks.append(float(peak))
         num_bytes = sum(p.stat().st_size for p in (folder / f"out{size}").rglob("*") if p.is_file()) // size
         shutil.rmtree(folder / f"out{size}")
-        print(f"  {size} images: {rates[-1]:.1f} images per CPU second, peak {peaks[-1]:.0f} MB, {num_bytes} bytes each", flush=True)
+        speed = f"{rates[-1]:.1f} images per CPU second"
+        print(f"  {size} images: {speed}, peak {peaks[-1]:.0f} MB, {num_bytes} bytes each", flush=True)
     beside = f"{sizes[0]} to {sizes[-1]} images"
     disk = PAPER_NUM_IMAGES * num_bytes / BYTES_PER_GB
     return [
         Claim("throughput of the most images by that of the fewest", rates[-1] / rates[0], 0.8, beside=beside),
         Claim("peak memory of the most images by that of the fewest", peaks[-1] / peaks[0], 1.2, False, beside),
-        Claim("engine without the model, images per CPU second", rates[-1], 0, beside=f"6.4 M such images: {disk:,.0f} GB"),
+        Claim("engine without the model, images per CPU second", rates[-1], 0, beside=f"6.4 M of them: {disk:,.0f} GB"),
     ]
 
 
