@@ -8,7 +8,7 @@ GOLDEN ?= ../shared/golden/public
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve e2e test lint parity bench-serving bench-accuracy
+.PHONY: help venv serve e2e test lint parity review bench-serving bench-accuracy bench-engine
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -39,3 +39,9 @@ parity: venv ## compare with the reference's outputs (GOLDEN=../shared/golden/pu
 
 bench-accuracy: venv ## accuracy beside its goals and floors (DATA=../shared/data/dev)
 	@$(PYTHON) benchmarks/accuracy.py --data $(DATA) $(ARGS)
+
+bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
+	@$(PYTHON) benchmarks/data_engine.py $(ARGS)
+
+review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
+	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)

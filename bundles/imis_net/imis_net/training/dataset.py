@@ -179,7 +179,7 @@ class Imed361m(Sequence[Record]):
     def _read(self, item: dict[str, str]) -> Record:
         image = np.asarray(Image.open(self.root / item["image"]).convert("RGB"))
         size = (image.shape[0], image.shape[1])
-        rows = _read_sparse(self.root / item["label"], len(self._names), size)
+        rows = read_sparse(self.root / item["label"], len(self._names), size)
         stem = Path(item["image"]).stem
         named = zip(self._names, rows, strict=True)
         targets = tuple((row.astype(np.uint16), {1: name}) for name, row in named if row.any())
@@ -213,7 +213,7 @@ def read_imed361m(root: Path | str, split: str) -> list[Record]:
     return records
 
 
-def _read_sparse(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
+def read_sparse(path: Path, num_classes: int, size: tuple[int, int]) -> np.ndarray:
     """[C, H, W] of 0 and 1."""
     shape = tuple(int(n) for n in path.name.split(".")[-2].strip("()").split(","))
     if shape[:3] != (num_classes, *size):
