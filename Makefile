@@ -8,7 +8,8 @@ GOLDEN ?= ../shared/golden/public
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help venv serve e2e test lint parity review bench-serving bench-accuracy bench-engine
+.PHONY: help venv serve serve-triton e2e test lint parity review \
+	bench-serving bench-accuracy bench-engine bench-triton
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -18,6 +19,9 @@ venv: ## make .venv (Python 3.10 or 3.11) with requirements.txt
 
 serve: venv ## start MONAI Label with the sample studies (PORT=8000, STUDIES=studies, ARGS="--conf KEY VALUE")
 	@$(PYTHON) scripts/serve.py --port $(PORT) --studies $(STUDIES) $(ARGS)
+
+serve-triton: venv ## the same with the networks on a Triton server of this machine, which it starts and ends
+	@$(PYTHON) scripts/serve_triton.py --port $(PORT) --studies $(STUDIES) $(ARGS)
 
 test: export OMP_NUM_THREADS ?= 2
 test: venv ## run the whole test suite (ARGS="-k NAME")
@@ -45,3 +49,7 @@ bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
 
 review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
 	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)
+
+bench-triton: venv ## Triton: throughput, overhead and hot reload; exported graphs against torch
+	@status=0; for table in export_latency triton_serving; do \
+	  if [ -f benchmarks/$$table.py ]; then $(PYTHON) benchmarks/$$table.py || status=1; fi; done; exit $$status

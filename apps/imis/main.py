@@ -26,7 +26,6 @@ from imis_net import __version__  # noqa: E402
 from imis_net.categories import load_categories  # noqa: E402
 from imis_net.embedding_disk import EmbeddingDisk  # noqa: E402
 from imis_net.errors import ImageError, PromptError  # noqa: E402
-from imis_net.segmenter import load_segmenter  # noqa: E402
 
 # All of lib now: MONAI Label takes this folder off sys.path again once this file is loaded.
 from lib import front, request_log, routes  # noqa: E402
@@ -37,6 +36,7 @@ from lib.names import checked_name  # noqa: E402
 from lib.pool import WorkerPool  # noqa: E402
 from lib.prompt_log import PromptLog  # noqa: E402
 from lib.propagate import PropagateTask  # noqa: E402
+from lib.segmenters import build_segmenter  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
@@ -65,10 +65,11 @@ class ImisApp(MONAILabelApp):
 
     def init_infers(self) -> dict[str, InferTask]:
         config = self.config
-        segmenter = load_segmenter(config.model, config.weights, config.device, **config.architecture)
+        segmenter = build_segmenter(config)
         self.telemetry = Telemetry()
         state = state_dir(config, self.studies)
-        disk = EmbeddingDisk(state / "embeddings", config.disk_cache_bytes) if config.disk_cache_bytes else None
+        keeps = config.disk_cache_bytes and config.segmenter == "torch"  # Triton keeps its own
+        disk = EmbeddingDisk(state / "embeddings", config.disk_cache_bytes) if keeps else None
         self.engine = Engine(segmenter, config.cache_bytes, self.telemetry, disk, config.prefetch)
         labels = config.labels or segmenter.known_texts or tuple(category.name for category in load_categories())
         memory = PromptMemory() if config.previous_mask else None

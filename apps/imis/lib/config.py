@@ -14,6 +14,7 @@ import torch
 from imis_net.networks.build import BUILDERS
 from imis_net.segmenter import DEFAULT_MODEL
 
+SEGMENTERS = ("torch", "triton")
 _HOST_KEYS = {"server_mode"}
 """Read by MONAI Label itself."""
 
@@ -34,6 +35,9 @@ class Config:
         device: a torch device.
         cache_bytes: bound of all caches together: half for image embeddings, half for decoded volumes.
         threads: torch threads per operation; 0 leaves torch's choice.
+        segmenter: what runs the networks: torch in this process, or a triton server.
+        triton_url: the server's gRPC address.
+        triton_deadline_s: what Triton may take for a click or an image before torch answers in its place.
         labels: names that viewers offer; () is what the model was trained on.
         min_iou: when every category is asked for at once, those with a lower predicted IoU are left out.
         previous_mask: feed the last low-res mask back when a prompt only adds to the previous one.
@@ -57,6 +61,9 @@ class Config:
     device: str = "cpu"
     cache_bytes: int = field(default_factory=_quarter_of_memory)
     threads: int = 0
+    segmenter: str = "torch"
+    triton_url: str = "127.0.0.1:8001"
+    triton_deadline_s: float = 2.0
     labels: tuple[str, ...] = ()
     min_iou: float = 0.5
     previous_mask: bool = False
@@ -119,6 +126,26 @@ def _model(value: str) -> str:
     if value not in BUILDERS:
         raise ValueError(f"got {value!r}, expected one of {', '.join(BUILDERS)}")
     return value
+
+
+def _segmenter(value: str) -> str:
+    if value not in SEGMENTERS:
+        raise ValueError(f"got {value!r}, expected one of {', '.join(SEGMENTERS)}")
+    return value
+
+
+def _host_and_port(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or "/" in host or not port.isdigit():
+        raise ValueError(f"got {value!r}, expected HOST:PORT of Triton's gRPC service such as 127.0.0.1:8001")
+    return value
+
+
+def _seconds(value: str) -> float:
+    number = float(value)
+    if not 0 < number <= 3600:
+        raise ValueError(f"got {value!r}, expected seconds, more than 0 and at most 3600")
+    return number
 
 
 def _file(value: str) -> Path:
@@ -201,6 +228,9 @@ _READERS: dict[str, Callable[[str], object]] = {
     "device": _device,
     "cache_bytes": _count,
     "threads": _count,
+    "segmenter": _segmenter,
+    "triton_url": _host_and_port,
+    "triton_deadline_s": _seconds,
     "labels": _names,
     "min_iou": _fraction,
     "previous_mask": _switch,

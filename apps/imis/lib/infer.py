@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from imis_net.adapters.triton import TritonSegmenter
 from imis_net.embedding_cache import EmbeddingCache
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.images import Volume, write_mask_nrrd
 from imis_net.interruption import Interrupted, make_interruptible
 from imis_net.prompts import ImageEmbedding, Prediction
-from imis_net.segmenter import TorchSegmenter
+from imis_net.segmenter import Segmenter, TorchSegmenter
 from imis_net.stopwatch import Stopwatch
 from lib.prefetch import Place, Prefetcher
 from lib.request import Request, Target, classes_request, interactive_request
@@ -42,24 +43,34 @@ class Engine:
 
     def __init__(
         self,
-        segmenter: TorchSegmenter,
+        segmenter: Segmenter,
         cache_bytes: int,
         telemetry: Telemetry | None = None,
         disk: EmbeddingDisk | None = None,
         prefetch: int = 0,
     ) -> None:
-        self.segmenter = segmenter
+        self.use(segmenter)
         self.telemetry = telemetry or Telemetry()
         self.is_warm = threading.Event()
         self.volumes = VolumeCache(cache_bytes // 2)
         self._embeddings = EmbeddingCache(cache_bytes // 2, disk)
         self.num_encoder_runs = 0
-        make_interruptible(segmenter.network.image_encoder)
         self.prefetcher = Prefetcher(self._encode_ahead, prefetch)
         self._encoder = threading.Lock()  # one encoder run at a time bounds memory, whatever comes in
 
+    def status(self) -> dict[str, object]:
+        """Who answers, for whoever watches the server."""
+        segmenter = self.segmenter
+        return segmenter.status() if isinstance(segmenter, TritonSegmenter) else {"segmenter": "torch"}
+
+    def use(self, segmenter: Segmenter) -> None:
+        """Answer with this one from the next request on; requests that run now end with the one they began with."""
+        if isinstance(segmenter, TorchSegmenter):
+            make_interruptible(segmenter.network.image_encoder)
+        self.segmenter = segmenter
+
     def embed(
-        self, image: np.ndarray, is_ahead: bool = False, is_stored: bool = True
+        self, segmenter: Segmenter, image: np.ndarray, is_ahead: bool = False, is_stored: bool = True
     ) -> tuple[ImageEmbedding, str, bool]:
         """uint8 [H, W, 3] -> its embedding, its digest, and whether the encoder was spared.
 
@@ -71,13 +82,13 @@ class Engine:
 
         def encode() -> ImageEmbedding:
             with self._encoder:
-                embedding = self.segmenter.encode_image(image)
+                embedding = segmenter.encode_image(image)
                 self.num_encoder_runs += 1
                 return embedding
 
         while True:
             try:
-                key = f"{digest}-{self.segmenter.encoder_digest}"
+                key = f"{digest}-{segmenter.encoder_digest}"
                 embedding, is_hit = self._embeddings.get_or_encode(key, encode, is_stored)
                 return embedding, digest, is_hit
             except Interrupted:
@@ -86,7 +97,7 @@ class Engine:
                 # A click waited for a run that was done ahead and gave way to it: now it is the click's own.
 
     def _encode_ahead(self, place: Place) -> None:
-        self.embed(place.volume.slice_rgb(place.index, place.axis, place.window), is_ahead=True)
+        self.embed(self.segmenter, place.volume.slice_rgb(place.index, place.axis, place.window), is_ahead=True)
 
     def cache_counters(self) -> dict[str, float]:
         cache = self._embeddings
@@ -109,10 +120,11 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run everything once, so that the first click does not pay for what torch sets up lazily."""
-        side = self.segmenter.image_size
+        segmenter = self.segmenter
+        side = segmenter.image_size
         request = interactive_request({"foreground": [[side // 2, side // 2, 0]]}, (side, side, 1), ())
-        embedding = self.segmenter.encode_image(np.zeros((side, side, 3), np.uint8))
-        self.segmenter.predict(embedding, request.targets[0].prompt)
+        embedding = segmenter.encode_image(np.zeros((side, side, 3), np.uint8))
+        segmenter.predict(embedding, request.targets[0].prompt)
         self.is_warm.set()
 
 
@@ -158,6 +170,7 @@ class _ImisTask(InferTask):
 
     def _answer(self, request: Mapping[str, object]) -> tuple[str, dict[str, object]]:
         watch = Stopwatch()
+        segmenter = self.engine.segmenter
         volume = self.engine.volumes.read(Path(str(request["image"])))
         watch.lap("read")
         i, j, k = volume.array.shape[:3]
@@ -166,7 +179,7 @@ class _ImisTask(InferTask):
         hits: list[bool] = []
         for index in sorted({target.slice for target in asked.targets}):
             targets = [target for target in asked.targets if target.slice == index]
-            predictions, is_hit = self._predict(volume, asked, index, targets, request, watch)
+            predictions, is_hit = self._predict(segmenter, volume, asked, index, targets, request, watch)
             hits.append(is_hit)
             answers += [(t, p) for t, p in zip(targets, predictions, strict=True) if self._is_kept(t, p)]
         values = self.values([target.name for target, _ in answers])
@@ -184,11 +197,12 @@ class _ImisTask(InferTask):
             "axis": asked.axis,
             "cache_hit": all(hits),
             "latencies_ms": watch.report(),
-            "weights": self.engine.segmenter.weights_digest,
+            "weights": segmenter.weights_digest,
         }
 
     def _predict(
         self,
+        segmenter: Segmenter,
         volume: Volume,
         asked: Request,
         index: int,
@@ -199,14 +213,14 @@ class _ImisTask(InferTask):
         image = volume.slice_rgb(index, asked.axis, asked.window)
         watch.lap("slice")
         is_upload = bool(request.get("is_upload"))
-        embedding, digest, is_hit = self.engine.embed(image, is_stored=not is_upload)
+        embedding, digest, is_hit = self.engine.embed(segmenter, image, is_stored=not is_upload)
         watch.lap("encode")
         prompts = [target.prompt for target in targets]
         if self.memory:
             user = str(request.get("client_id") or request.get("session_id") or "")
             keys = [(user, digest, target.name) for target in targets]
             prompts = [self.memory.continued(key, prompt) for key, prompt in zip(keys, prompts, strict=True)]
-        predictions = self.engine.segmenter.predict_batch(embedding, prompts)
+        predictions = segmenter.predict_batch(embedding, prompts)
         if self.memory:
             for key, prompt, prediction in zip(keys, prompts, predictions, strict=True):
                 self.memory.remember(key, prompt, prediction)

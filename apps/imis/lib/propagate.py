@@ -87,6 +87,7 @@ def run(
     Raises:
         PromptError, ImageError: the caller's fault. Cancelled: as asked.
     """
+    segmenter = engine.segmenter
     mask = np.zeros(volume.array.shape[:3], np.uint8, order="F")
     ious: list[dict[str, object]] = []
     num_slices = volume.num_slices(what.axis) * len(what.anchors)
@@ -95,8 +96,8 @@ def run(
         found: Propagation = propagate(
             volume,
             anchors,
-            engine.segmenter,
-            lambda image: engine.embed(image)[0],
+            segmenter,
+            lambda image: engine.embed(segmenter, image)[0],
             what.axis,
             what.window,
             on_progress=lambda num_done, _, before=before: on_progress(before + num_done, num_slices),  # type: ignore[misc]
@@ -105,7 +106,8 @@ def run(
         mask[found.mask] = value
         ious += [{"label": name, "slice": k, "iou": iou} for k, iou in found.iou_predictions.items()]
     names = {name: value for value, name in enumerate(what.anchors, start=1)}
-    return mask, {"label_names": names, "iou_predictions": ious, "axis": what.axis}
+    weights = segmenter.weights_digest
+    return mask, {"label_names": names, "iou_predictions": ious, "axis": what.axis, "weights": weights}
 
 
 class PropagateTask(InferTask):
@@ -135,7 +137,7 @@ class PropagateTask(InferTask):
         watch.lap("propagate")
         path = write_mask(mask, volume)
         watch.lap("write")
-        return path, {**params, "latencies_ms": watch.report(), "weights": self.engine.segmenter.weights_digest}
+        return path, {**params, "latencies_ms": watch.report()}
 
 
 @dataclass(eq=False)

@@ -210,7 +210,7 @@ class Targets:
         self, volume: Volume, target: _Target, history: History, watch: Stopwatch
     ) -> tuple[View, dict[int, Prediction]]:
         """Masks of the prompted slices; those whose prompt is the same as before are kept."""
-        view = self._view(volume, history)
+        segmenter, view = self.engine.segmenter, self._view(volume, history)
         is_same_view = (view.axis, view.window) == (target.view.axis, target.view.window)
         predictions: dict[int, Prediction] = {}
         for index, prompt in view.prompts.items():
@@ -220,9 +220,9 @@ class Targets:
                 continue
             image = volume.slice_rgb(index, view.axis, view.window)
             watch.lap("slice")
-            embedding, _, _ = self.engine.embed(image)
+            embedding, _, _ = self.engine.embed(segmenter, image)
             watch.lap("encode")
-            predictions[index] = self.engine.segmenter.predict(embedding, prompt)
+            predictions[index] = segmenter.predict(embedding, prompt)
             watch.lap("predict")
             self.engine.prefetcher.around(Place(volume, view.axis, index, view.window))
         return view, predictions

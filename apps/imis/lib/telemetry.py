@@ -78,7 +78,7 @@ class _State(Collector):
         digests = {
             "weights": self.engine.segmenter.weights_digest,
             "encoder": self.engine.segmenter.encoder_digest,
-            "model": self.engine.segmenter.network.name,
+            "segmenter": str(self.engine.status().get("in_use", "torch")),
         }
         yield InfoMetricFamily("imis_model", "The model that answers", value=digests)
 
@@ -97,8 +97,9 @@ def routes(app: Callable[[], object]) -> list[BaseRoute]:
 
     async def readyz() -> JSONResponse:
         """Whether a click would be answered at full speed: 503 until the model has warmed up."""
-        is_ready = app().engine.is_warm.is_set()  # type: ignore[attr-defined]
-        return JSONResponse({"ready": is_ready}, 200 if is_ready else 503)
+        engine: Engine = app().engine  # type: ignore[attr-defined]
+        is_ready = engine.is_warm.is_set()
+        return JSONResponse({"ready": is_ready, **engine.status()}, 200 if is_ready else 503)
 
     return [
         APIRoute("/metrics", metrics, methods=["GET"], tags=["Operations"], response_class=Response),

@@ -60,6 +60,16 @@ class EmbeddingCache:
             return future.result(), True
         return self._fill(key, encode, mine, self.disk if is_stored else None)
 
+    def get(self, key: str) -> ImageEmbedding | None:
+        """What is kept or just being made, which is waited for; None where an image is needed to go on."""
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                self.num_hits += 1
+                return self._entries[key]
+            future = self._in_flight.get(key)
+        return None if future is None else future.result()
+
     def _fill(
         self, key: str, encode: Callable[[], ImageEmbedding], future: Future[ImageEmbedding], disk: EmbeddingDisk | None
     ) -> tuple[ImageEmbedding, bool]:

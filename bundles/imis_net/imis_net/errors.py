@@ -23,3 +23,11 @@ class CheckpointError(ImisError, ValueError):
 
 class DatasetError(ImisError, ValueError):
     """A training or evaluation record that cannot be used."""
+
+
+class ServingError(ImisError, RuntimeError):
+    """A model server that does not start, does not answer in time, or answers what cannot be right."""
+
+
+class UnknownHandleError(ServingError):
+    """An image handle whose embedding the server does not hold (any more): send the image."""

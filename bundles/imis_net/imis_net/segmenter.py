@@ -35,6 +35,10 @@ class Segmenter(Protocol):
         """Identifies what makes the embeddings; equal digests, interchangeable embeddings."""
 
     @property
+    def weights_digest(self) -> str:
+        """Identifies all weights together."""
+
+    @property
     def known_texts(self) -> tuple[str, ...] | None:
         """The names that a text prompt may be, None where any text is understood, () where text is not."""
 
@@ -64,8 +68,8 @@ class TorchSegmenter:
         self.device = torch.device(device)
         # The reference's nearest stretching for IMIS-Net; a network of our own is trained and served bilinearly.
         self.resize_mode = resize_mode(network)
-        self.encoder_digest = _digest(network.image_encoder, self.resize_mode, str(network.image_size))
-        self.weights_digest = _digest(network, self.encoder_digest)
+        self.encoder_digest = digest_of(network.image_encoder, self.resize_mode, str(network.image_size))
+        self.weights_digest = digest_of(network, self.encoder_digest)
 
     @property
     def image_size(self) -> int:
@@ -170,7 +174,8 @@ def _kind(prompt: Prompt) -> tuple[object, ...]:
     return (prompt.num_clicks, prompt.box is None, prompt.text is None, prompt.low_res_mask is None)
 
 
-def _digest(module: nn.Module, *facts: str) -> str:
+def digest_of(module: nn.Module, *facts: str) -> str:
+    """16 hexadecimal digits of a module's tensors and of the facts that change what it answers."""
     digest = hashlib.sha256("|".join(facts).encode())
     for key, value in sorted(module.state_dict().items()):
         digest.update(key.encode())

@@ -59,6 +59,11 @@ def test_values_are_typed(tmp_path: Path) -> None:
         ("min_iou", "high", "min_iou"),
         ("previous_mask", "maybe", "true or false"),
         ("labels", " , ", "names"),
+        ("segmenter", "tensorflow", "expected one of torch"),
+        ("triton_url", "http://127.0.0.1:8001", "HOST:PORT"),
+        ("triton_url", "localhost", "HOST:PORT"),
+        ("triton_deadline_s", "0", "more than 0"),
+        ("triton_deadline_s", "soon", "triton_deadline_s"),
     ],
 )
 def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: str, message: str) -> None:

@@ -1,0 +1,1 @@
+"""Other things made to look like a ``Segmenter``."""

@@ -5,7 +5,6 @@ Source: arXiv 2304.02643; the network is the package ``segment_anything`` itself
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,11 +13,12 @@ import torch
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 from segment_anything.utils.transforms import ResizeLongestSide
-from torch import Tensor, nn
+from torch import Tensor
 
 from imis_net.checkpoint import fill, read_state_dict
 from imis_net.errors import CheckpointError, ImageError, PromptError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.segmenter import digest_of
 
 SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """Width of a patch embedding to the builder's name."""
@@ -32,7 +32,8 @@ class SamSegmenter:
     def __init__(self, network: Sam) -> None:
         self.network = network.eval()
         self.image_size: int = network.image_encoder.img_size
-        self.encoder_digest = _digest(network.image_encoder, type(self).__name__)
+        self.encoder_digest = digest_of(network.image_encoder, type(self).__name__)
+        self.weights_digest = digest_of(network, type(self).__name__)
 
     @torch.inference_mode()
     def encode_image(self, image: np.ndarray) -> ImageEmbedding:
@@ -128,11 +129,3 @@ def load_network(weights: Path, build: Callable[[str], Sam]) -> Sam:
 def check_rgb(image: np.ndarray) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
         raise ImageError(f"image: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-
-
-def _digest(module: nn.Module, name: str) -> str:
-    digest = hashlib.sha256(name.encode())
-    for key, value in sorted(module.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -15,7 +15,7 @@ class EllipseFloor:
     """Fills the box with an ellipse."""
 
     image_size = 512
-    encoder_digest = "ellipse"
+    encoder_digest = weights_digest = "ellipse"
     known_texts: tuple[str, ...] = ()
 
     def encode_image(self, image: np.ndarray) -> ImageEmbedding:
@@ -41,7 +41,7 @@ class EllipseFloor:
 class RectangleFloor(EllipseFloor):
     """Fills the box."""
 
-    encoder_digest = "rectangle"
+    encoder_digest = weights_digest = "rectangle"
 
     def _fill(self, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         x0, y0, x1, y1 = box

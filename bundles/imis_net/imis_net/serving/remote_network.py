@@ -1,0 +1,93 @@
+"""The segmenter contract where every network is called by name: its frame and files here, its products elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from imis_net.networks.imis_net import PIXEL_MEAN, PIXEL_STD
+from imis_net.networks.mask_decoder import MaskPrediction
+from imis_net.segmenter import TorchSegmenter
+from imis_net.serving import repository as repo
+from imis_net.serving import tensors as names
+from imis_net.serving.repository import Manifest
+
+Call = Callable[[str, int, Mapping[str, np.ndarray], Sequence[str]], list[np.ndarray]]
+"""Model, version, inputs and names of the wanted outputs -> the outputs, or the model's own error."""
+
+
+class RemoteNetwork:
+    """What ``TorchSegmenter`` asks of an ``IMISNet``, for one version of the decoder."""
+
+    def __init__(self, manifest: Manifest, version: int, call: Call) -> None:
+        self.manifest = manifest
+        self.version = version
+        self._call = call
+        self.image_size = manifest.image_size
+        self.known_texts = manifest.known_texts
+        self.pixel_mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
+        self.pixel_std = torch.tensor(PIXEL_STD).view(3, 1, 1)
+
+    def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
+        wanted = names.FEATURES[: self.manifest.num_features]
+        return tuple(map(torch.from_numpy, self._call(repo.ENCODER, 1, {names.IMAGES: images.numpy()}, wanted)))
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        spelled = np.array([text.encode() for text in texts], dtype=np.object_)
+        (embedded,) = self._call(repo.TEXT, self.version, {names.TEXTS: spelled}, [names.TEXT])
+        return torch.from_numpy(embedded)
+
+    def predict_masks(self, features: tuple[Tensor, ...], **prompts: Tensor | None) -> MaskPrediction:
+        """As ``IMISNet.predict_masks``; a part that the prompts lack is left out of the call."""
+        inputs = dict(zip(names.FEATURES, features, strict=False))
+        inputs |= {name: value for name, value in prompts.items() if value is not None}
+        arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
+        answers = self._call(repo.DECODER, self.version, arrays, names.PREDICTIONS)
+        masks, ious, semantic = map(torch.from_numpy, answers)
+        return MaskPrediction(masks, ious, semantic, tokens=masks[:0], src=masks[:0])
+
+
+class RemoteSegmenter(TorchSegmenter):
+    """Immutable: a new version of the weights is another object, so that no answer mixes two."""
+
+    def __init__(self, manifest: Manifest, version: int, call: Call) -> None:
+        self.network = RemoteNetwork(manifest, version, call)  # type: ignore[assignment]
+        self.device = torch.device("cpu")
+        self.resize_mode = manifest.resize_mode
+        self.encoder_digest = manifest.encoder_digest
+        self.weights_digest = manifest.weights_digest
+
+
+class CurrentVersion:
+    """The newest version that is loaded whole: asked for at each request, it changes between two of them."""
+
+    def __init__(self, repository: Path, call: Call, is_ready: Callable[[str, int], bool]) -> None:
+        self._repository = repository
+        self._call = call
+        self._is_ready = is_ready
+        self._version = 0
+        self._segmenter: RemoteSegmenter | None = None
+        self._encoder_digest = Manifest.read(repository / repo.ENCODER / "1").encoder_digest
+
+    def __call__(self) -> RemoteSegmenter:
+        """Raises:
+        ServingError: no version is there whole.
+        """
+        there = repo.versions(self._repository)
+        for version in there:
+            if self._segmenter is not None and version == self._version:
+                return self._segmenter
+            if self._fits(version):
+                manifest = Manifest.read(self._repository / repo.DECODER / str(version))
+                self._version, self._segmenter = version, RemoteSegmenter(manifest, version, self._call)
+                return self._segmenter
+        raise repo.ServingError(f"no version of {repo.DECODER} is loaded; there are {there}")
+
+    def _fits(self, version: int) -> bool:
+        manifest = Manifest.read(self._repository / repo.DECODER / str(version))
+        is_same_encoder = manifest.encoder_digest == self._encoder_digest
+        return is_same_encoder and all(self._is_ready(model, version) for model in repo.RELOADED)

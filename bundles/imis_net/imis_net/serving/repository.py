@@ -1,0 +1,142 @@
+"""The Triton model repository on disk: built once, then a folder per new set of weights, each appearing whole.
+
+    imis_interactive/1/       what clients call; it calls the others
+    imis_image_encoder/1/     the encoder, whose digest names every embedding
+    imis_text_encoder/N/      what is trained together and exchanged together:
+    imis_decoder/N/           prompt encoder and mask decoder
+
+Beside each network lies ``manifest.json``: what it is, and the digests that tell which parts belong together.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from imis_net.errors import ServingError
+from imis_net.segmenter import TorchSegmenter
+from imis_net.serving.wire import MODEL as INTERACTIVE
+
+ENCODER, TEXT, DECODER = "imis_image_encoder", "imis_text_encoder", "imis_decoder"
+RELOADED = (TEXT, DECODER)
+MODELS = (ENCODER, *RELOADED, INTERACTIVE)
+"""In the order of loading: what is called before what calls it."""
+MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+NUM_KEPT = 2
+"""Versions that stay loaded, as each config.pbtxt says: the one in use, and the one to go back to."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What lies in a version's folder.
+
+    Attributes:
+        name: a key of ``networks.build.BUILDERS``.
+        architecture: the builder's arguments.
+        num_features: tensors that the encoder gives for an image.
+        image_size, encoder_digest, weights_digest, known_texts, resize_mode: as the segmenter's.
+    """
+
+    name: str
+    image_size: int
+    num_features: int
+    encoder_digest: str
+    weights_digest: str
+    resize_mode: str
+    known_texts: tuple[str, ...] | None
+    architecture: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """Raises:
+        ServingError: none there, or not a whole one.
+        """
+        try:
+            content = json.loads((folder / MANIFEST).read_text())
+            names = content.pop("known_texts")
+            return cls(known_texts=None if names is None else tuple(names), **content)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ServingError(f"{folder.parent.name}/{folder.name}: no whole {MANIFEST} ({error})") from error
+
+
+def describe(segmenter: TorchSegmenter, architecture: dict[str, int]) -> Manifest:
+    blank = np.zeros((segmenter.image_size, segmenter.image_size, 3), np.uint8)
+    return Manifest(
+        name=segmenter.network.name,
+        image_size=segmenter.image_size,
+        num_features=len(segmenter.encode_image(blank).features),
+        encoder_digest=segmenter.encoder_digest,
+        weights_digest=segmenter.weights_digest,
+        resize_mode=segmenter.resize_mode,
+        known_texts=segmenter.known_texts,
+        architecture=architecture,
+    )
+
+
+def build(repository: Path, templates: Path, manifest: Manifest, weights: Path) -> None:
+    """A new repository, in place of an old one, from the committed models and one set of weights."""
+    draft = repository.with_name(f".{repository.name}.{os.getpid()}")
+    shutil.rmtree(draft, ignore_errors=True)
+    shutil.copytree(templates, draft, ignore=shutil.ignore_patterns("__pycache__", "*.md"))
+    try:
+        for model in (ENCODER, *RELOADED):
+            _fill(draft / model / "1", manifest, weights)
+        shutil.rmtree(repository, ignore_errors=True)
+        draft.rename(repository)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def publish(repository: Path, manifest: Manifest, weights: Path) -> int:
+    """Add a version of what is trained; nothing changes for clients until Triton is asked to load it.
+
+    Raises:
+        ServingError: weights of another encoder or frame, which need another repository.
+    """
+    encoder = Manifest.read(repository / ENCODER / "1")
+    for key in ("name", "image_size", "encoder_digest"):
+        expected, got = getattr(encoder, key), getattr(manifest, key)
+        if got != expected:
+            raise ServingError(f"not for this repository: {key} {got}, expected {expected}; build another one")
+    version = max(versions(repository)) + 1
+    for model in RELOADED:
+        folder = repository / model
+        draft = folder / f".{version}.{os.getpid()}"
+        shutil.copytree(folder / str(version - 1), draft, ignore=shutil.ignore_patterns("__pycache__"))
+        _fill(draft, manifest, weights)
+        draft.rename(folder / str(version))
+    return version
+
+
+def withdraw(repository: Path, version: int) -> None:
+    """Remove a version; the one before it answers from now on, where Triton has it loaded."""
+    for model in reversed(RELOADED):
+        shutil.rmtree(repository / model / str(version), ignore_errors=True)
+
+
+def retire(repository: Path) -> None:
+    """Remove the versions that Triton does not keep loaded any more."""
+    for version in sorted(versions(repository))[:-NUM_KEPT]:
+        withdraw(repository, version)
+
+
+def versions(repository: Path) -> list[int]:
+    """Numbers of the versions that are there whole, newest first."""
+    found = [_version_numbers(repository / model) for model in RELOADED]
+    return sorted(set.intersection(*found), reverse=True)
+
+
+def _version_numbers(folder: Path) -> set[int]:
+    return {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.is_dir() else set()
+
+
+def _fill(folder: Path, manifest: Manifest, weights: Path) -> None:
+    target = folder / WEIGHTS
+    target.unlink(missing_ok=True)
+    shutil.copyfile(weights, target)
+    (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")

@@ -1,0 +1,17 @@
+"""Names of the tensors of the networks behind the interactive model."""
+
+from __future__ import annotations
+
+IMAGES = "images"  # FP32 [B, 3, S, S], normalised
+FEATURES = ("embedding", "fine_8", "fine_4")  # FP32 [B, C, S/16, S/16], then finer maps of encoders that have them
+TEXTS = "texts"  # BYTES [B]
+TEXT = "text"  # FP32 [B, C]
+POINT_COORDS = "point_coords"  # FP32 [B, N, 2], model frame
+POINT_LABELS = "point_labels"  # INT64 [B, N]
+BOXES = "boxes"  # FP32 [B, 4], model frame
+LOW_RES_MASKS = "low_res_masks"  # FP32 [B, 1, S/4, S/4]
+PROMPTS = (POINT_COORDS, POINT_LABELS, BOXES, TEXT, LOW_RES_MASKS)  # the arguments of IMISNet.predict_masks
+PREDICTIONS = ("mask_logits", "iou_predictions", "semantic_embeddings")  # FP32 [B, 4, S/4, S/4], [B, 4], [B, 4, D]
+
+PROMPT_ERROR = "prompt: "
+"""How a network's refusal of a prompt begins, to tell it from its own failures."""

@@ -1,0 +1,75 @@
+"""The networks as Triton runs them, without Triton: their products together are the segmenter's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from imis_net.checkpoint import save_weights
+from imis_net.errors import PromptError, ServingError
+from imis_net.networks.build import imis_net_compact
+from imis_net.prompts import Prompt
+from imis_net.segmenter import TorchSegmenter
+from imis_net.serving import repository as repo
+from imis_net.serving.network_models import DecoderModel, EncoderModel, NetworkModel, TextModel
+from imis_net.serving.remote_network import CurrentVersion
+
+TEMPLATES = Path(__file__).resolve().parents[2] / "triton_models"
+KINDS: dict[str, type[NetworkModel]] = {repo.ENCODER: EncoderModel, repo.TEXT: TextModel, repo.DECODER: DecoderModel}
+
+
+@pytest.fixture(scope="module")
+def segmenter() -> TorchSegmenter:
+    torch.manual_seed(0)
+    return TorchSegmenter(imis_net_compact(image_size=64))
+
+
+@pytest.fixture(scope="module")
+def repository(segmenter: TorchSegmenter, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    save_weights(segmenter.network, folder / "w.safetensors", {})
+    repo.build(folder / "repository", TEMPLATES, repo.describe(segmenter, {"image_size": 64}), folder / "w.safetensors")
+    return folder / "repository"
+
+
+def test_the_parts_make_the_whole(segmenter: TorchSegmenter, repository: Path) -> None:
+    """Breaks if an input or output is lost, misnamed or in another order between the models."""
+    models = {name: kind(repository / name / "1") for name, kind in KINDS.items()}
+
+    def call(model: str, version: int, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        answer = models[model].run(inputs)
+        return [answer[name] for name in outputs]
+
+    remote = CurrentVersion(repository, call, lambda model, version: True)()
+    image = np.random.default_rng(0).integers(0, 256, (50, 70, 3)).astype(np.uint8)
+    prompts = [
+        Prompt(point_coords=[[5, 6], [30, 40]], point_labels=[1, 0]),
+        Prompt(box=[3, 4, 40, 44], text="liver"),
+        Prompt(point_coords=[[5, 6]], point_labels=[1], low_res_mask=np.full((16, 16), -2.0)),
+        Prompt(text="spleen"),
+    ]
+    wanted = segmenter.predict_batch(segmenter.encode_image(image), prompts)
+    for got, want in zip(remote.predict_batch(remote.encode_image(image), prompts), wanted, strict=True):
+        np.testing.assert_allclose(got.low_res_mask, want.low_res_mask, atol=1e-5)
+        np.testing.assert_array_equal(got.mask, want.mask)
+        assert got.iou_prediction == pytest.approx(want.iou_prediction, abs=1e-6)
+    with pytest.raises(PromptError, match="zebra"):
+        remote.predict(remote.encode_image(image), Prompt(text="zebra"))
+
+
+def test_weights_that_give_no_numbers_are_not_served(
+    segmenter: TorchSegmenter, repository: Path, tmp_path: Path
+) -> None:
+    """Breaks if a training that diverged takes the place of a decoder that works."""
+    broken = imis_net_compact(image_size=64)
+    with torch.no_grad():
+        broken.mask_decoder.iou_token.weight.fill_(float("nan"))
+    save_weights(broken, tmp_path / "w.safetensors", {})
+    version = repo.publish(repository, repo.describe(segmenter, {"image_size": 64}), tmp_path / "w.safetensors")
+    with pytest.raises(ServingError, match=f"imis_decoder/{version}: .* not finite"):
+        DecoderModel(repository / repo.DECODER / str(version))
+    repo.withdraw(repository, version)
