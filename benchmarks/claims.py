@@ -57,16 +57,16 @@ def report(table: str, claims: Sequence[Claim]) -> int:
 
 
 def write_results(table: str, claims: Sequence[Claim]) -> None:
-    where = _where()
+    facts = where()
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{table}.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["claim", "value", "bound", "goal", "holds", "beside", *where])
+        rows.writerow(["claim", "value", "bound", "goal", "holds", "beside", *facts])
         for c in claims:
-            rows.writerow([c.name, f"{c.value:.6g}", c.bound, f"{c.goal:.6g}", c.holds, c.beside, *where.values()])
+            rows.writerow([c.name, f"{c.value:.6g}", c.bound, f"{c.goal:.6g}", c.holds, c.beside, *facts.values()])
 
 
-def _where() -> dict[str, str]:
+def where() -> dict[str, str]:
     """Commit, device and versions: a figure without them is nobody's."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
