@@ -3,7 +3,10 @@
     python benchmarks/study_sizes.py --data DIR [--width-weights 256=FILE 512=FILE 768=FILE]
 
 The compact network's weights serve every frame; a decoder width is another network, so its Dice needs the weights of
-one trained with it: ``configs/train.yaml --network '$lambda image_size: build.imis_net_vit_b(image_size, 256)'``. Without them its row has parameters and cost alone.
+one trained with it. Without them its row has parameters and cost alone. To train one:
+
+    python -m monai.bundle run --config_file configs/train.yaml --data_root DIR --start_weights FILE \\
+        --network '$lambda image_size: build.imis_net_vit_b(image_size, 256)'
 """
 
 from __future__ import annotations
