@@ -32,13 +32,13 @@ pytestmark = pytest.mark.skipif(not (DATA / "index.json").is_file(), reason="the
 
 
 def _poor_weights(path: Path) -> Path:
-    """The committed model, its decoder shaken until its masks are poor."""
+    """The committed model, what learns of it shaken until its masks are poor."""
     network = imis_net_compact(SIDE_PX)
     load_weights(network, weights_path("imis_net_compact"))
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in network.mask_decoder.parameters():
-            parameter.add_(0.35 * parameter.std(unbiased=False) * torch.randn_like(parameter))
+        for parameter in (*network.mask_decoder.parameters(), *network.prompt_encoder.parameters()):
+            parameter.add_(parameter.std(unbiased=False) * torch.randn_like(parameter))
     save_weights(network, path, {"what": "shaken"}, half=True)
     return path
 
