@@ -21,6 +21,7 @@ from monailabel.config import settings  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag  # noqa: E402
 from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
+from monailabel.interfaces.tasks.strategy import Strategy  # noqa: E402
 from monailabel.interfaces.tasks.train import TrainTask  # noqa: E402
 from monailabel.utils.async_tasks.task import AsyncTask  # noqa: E402
 
@@ -40,9 +41,10 @@ from lib.pool import WorkerPool  # noqa: E402
 from lib.prompt_log import PromptLog  # noqa: E402
 from lib.propagate import PropagateTask  # noqa: E402
 from lib.publication import Publication, served_weights  # noqa: E402
-from lib.retraining import RetrainTask, num_new_labels, retraining_dir  # noqa: E402
+from lib.retraining import RetrainTask, new_labels, retraining_dir  # noqa: E402
 from lib.segmenters import build_segmenter  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
+from lib.strategies import Scorer, strategies  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
 
@@ -93,6 +95,9 @@ class ImisApp(MONAILabelApp):
     def init_trainers(self) -> dict[str, TrainTask]:
         return {"imis": RetrainTask(self.config, self.studies)}
 
+    def init_strategies(self) -> dict[str, Strategy]:
+        return {} if self.is_training_process else strategies(Scorer(self.engine, self.datastore))
+
     def on_init_complete(self) -> None:
         """Only the server gets here; the processes of background tasks do not."""
         super().on_init_complete()
@@ -117,7 +122,7 @@ class ImisApp(MONAILabelApp):
             root,
             config.retrain,
             config.retrain_after,
-            lambda: num_new_labels(root, self.datastore()),
+            lambda: new_labels(root, self.datastore()),
             lambda: AsyncTask.run("train", request={"model": "imis"}),
         )
         self.schedule.start()

@@ -15,7 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
 from imis_net.errors import CheckpointError
-from lib.retraining import num_new_labels, read_status
+from lib.retraining import new_labels, read_status
 
 if TYPE_CHECKING:
     from main import ImisApp
@@ -76,7 +76,7 @@ def _models(app: ImisApp) -> dict[str, object]:
         "schedule": {
             "cron": schedule.cron,
             "after_labels": schedule.after_labels,
-            "new_labels": num_new_labels(app.retraining_root, app.datastore()),
+            "new_labels": len(new_labels(app.retraining_root, app.datastore())),
             "next_run": schedule.next_run(),
             "leads": schedule.is_leader,
         },

@@ -30,6 +30,8 @@ from lib.labelled import fingerprints, read_labels
 
 NICENESS = 15
 TELL_EVERY_S = 2.0
+VALIDATE_EVERY, PATIENCE = 25, 12
+"""Steps, and validations without gain: a person who waits sees the Dice move."""
 LEARN_ALL, LEARN_DECODER = "neck, prompt encoder and decoder", "prompt encoder and decoder"
 
 
@@ -79,7 +81,12 @@ class RetrainTask(TrainTask):
         tuner = Tuner(
             self.settings.model,
             EmbeddingDisk(self.root / "trunk", max(self.settings.disk_cache_bytes, 1)),
-            FineTuning(max_seconds=_minutes(request, self.settings) * 60, learn_neck=_learns_neck(request)),
+            FineTuning(
+                max_seconds=_minutes(request, self.settings) * 60,
+                validate_every=VALIDATE_EVERY,
+                patience=PATIENCE,
+                learn_neck=_learns_neck(request),
+            ),
             self.settings.architecture,
             self.settings.device,
             status.progress,
@@ -132,13 +139,13 @@ def read_status(root: Path) -> dict[str, object]:
     return status
 
 
-def num_new_labels(root: Path, datastore: Datastore) -> int:
-    """Final labels that are new, or changed, since the last run that went through."""
+def new_labels(root: Path, datastore: Datastore) -> dict[str, str]:
+    """Fingerprints of final labels that are new, or changed, since the last run that went through."""
     try:
         seen = json.loads((root / "seen.json").read_text())
     except (OSError, ValueError):
         seen = {}
-    return sum(seen.get(image) != print_ for image, print_ in fingerprints(datastore).items())
+    return {image: of for image, of in fingerprints(datastore).items() if seen.get(image) != of}
 
 
 def give_way(threads: int) -> None:

@@ -56,7 +56,7 @@ def test_missed_runs_are_caught_up_once(tmp_path):
     """Breaks if a restart forgets the schedule, or makes up for each of the nights."""
     fired: list[int] = []
     for start in range(3):
-        schedule = RetrainingSchedule(tmp_path, "0 2 * * *", 0, lambda: 0, lambda n=start: fired.append(n))
+        schedule = RetrainingSchedule(tmp_path, "0 2 * * *", 0, dict, lambda n=start: fired.append(n))
         schedule.start()
         assert wait_for(schedule.next_run)
         if start == 1:
@@ -72,7 +72,7 @@ def test_another_line_replaces_the_kept_one(tmp_path):
     """Breaks if a changed or dropped --conf retrain goes on at the old time."""
     seen = []
     for line in ("0 2 * * *", "30 4 * * *", ""):
-        schedule = RetrainingSchedule(tmp_path, line, 0, lambda: 0, lambda: None)
+        schedule = RetrainingSchedule(tmp_path, line, 0, dict, lambda: None)
         schedule.start()
         wait_for(lambda s=schedule: s.next_run() or (not s.cron and s.is_leader and s._scheduler))
         seen.append(schedule.next_run()[11:16])
@@ -83,23 +83,26 @@ def test_another_line_replaces_the_kept_one(tmp_path):
 
 
 def test_enough_new_labels_fire_once(tmp_path):
-    """Breaks if the count never fires, or fires at each look until a run has gone through."""
-    number, fired = [0], []
-    schedule = RetrainingSchedule(tmp_path, "", 3, lambda: number[0], lambda: fired.append(number[0]), 0.02)
+    """Breaks if the count never fires, fires at each look until a run is through, or misses labels drawn anew."""
+    new, fired = [{}], []
+    schedule = RetrainingSchedule(tmp_path, "", 3, lambda: new[0], lambda: fired.append(len(new[0])), 0.02)
     schedule.start()
-    for labels, expected in ((2, []), (3, [3]), (4, [3]), (6, [3, 6]), (0, [3, 6]), (3, [3, 6, 3])):
-        number[0] = labels
-        wait_for(lambda e=expected: fired == e, 2)
+    steps = [("a1 b1", 0), ("a1 b1 c1", 1), ("a1 b1 c1 d1", 1), ("a1 b1 c1 d1 e1 f1", 2), ("", 2), ("a2 b2 c2", 3)]
+    for labels, num_fired in steps:
+        new[0] = {label[0]: label[1] for label in labels.split()}
+        wait_for(lambda n=num_fired: len(fired) == n, 2)
         time.sleep(0.15)
-        assert fired == expected
+        assert len(fired) == num_fired, labels
     schedule.stop()
+    assert fired == [3, 6, 3]
 
 
 SERVER = """
 import sys, time
 from pathlib import Path
 from imis_net.retraining.schedule import RetrainingSchedule
-RetrainingSchedule(Path(sys.argv[1]), "0 2 * * *", 1, lambda: 1, lambda: Path(sys.argv[2]).touch(), 0.05).start()
+due = lambda: Path(sys.argv[2]).touch()
+RetrainingSchedule(Path(sys.argv[1]), "0 2 * * *", 1, lambda: {"a": "1"}, due, 0.05).start()
 time.sleep(120)
 """
 

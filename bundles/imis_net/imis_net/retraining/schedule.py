@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from apscheduler.jobstores.sqlalchemy import SQLAlchemyJobStore
@@ -37,24 +37,27 @@ def check_cron(line: str) -> str:
 
 
 class RetrainingSchedule:
-    """Calls ``on_due`` when a retraining is due."""
+    """Calls ``on_due`` when a retraining is due.
+
+    ``new_labels`` gives what no run has gone through yet: image -> what changes when its label does.
+    """
 
     def __init__(
         self,
         root: Path,
         cron: str,
         after_labels: int,
-        num_new_labels: Callable[[], int],
+        new_labels: Callable[[], Mapping[str, str]],
         on_due: Callable[[], object],
         check_labels_s: float = CHECK_LABELS_S,
     ) -> None:
         self.root, self.cron, self.after_labels = Path(root), cron, after_labels
         self.check_labels_s = check_labels_s
-        self._num_new_labels, self._on_due = num_new_labels, on_due
+        self._new_labels, self._on_due = new_labels, on_due
         self._store = f"sqlite:///{self.root / 'schedule.sqlite'}"
         self._lock = FileLock(self.root / "leader.lock", thread_local=False)
         self._ended = threading.Event()
-        self._tried_at = 0
+        self._tried: Mapping[str, str] = {}
         self._scheduler: BackgroundScheduler | None = None
         self._thread = threading.Thread(target=self._lead, name="schedule", daemon=True)
 
@@ -119,17 +122,16 @@ class RetrainingSchedule:
         scheduler.add_job(_call, trigger, args=(self._store, self.cron), id=JOB, replace_existing=True)
 
     def _check_labels(self) -> None:
-        """Due when there are enough, and again when as many have come since the last attempt."""
+        """Due when there are enough that no run has gone through, and that were not there at the last attempt."""
         if not self.after_labels:
             return
         try:
-            number = self._num_new_labels()
+            new = self._new_labels()
         except Exception:  # a study store that is away for a moment
             log.warning("new labels could not be counted", exc_info=True)
             return
-        self._tried_at = min(self._tried_at, number)  # a run that went through starts the count again
-        if number - self._tried_at >= self.after_labels:
-            self._tried_at = number
+        if sum(self._tried.get(image) != of for image, of in new.items()) >= self.after_labels:
+            self._tried = dict(new)
             self._due()
 
     def _due(self) -> None:
