@@ -6,16 +6,20 @@ python benchmarks/retrain.py [--only simulation,unseen] [--fires 1000] [--minute
 from __future__ import annotations
 
 import argparse
+import json
+import shutil
 import sys
 import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "bundles" / "imis_net")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("bundles/imis_net", "tests/e2e")]
 
 import numpy as np
+import requests
 from claims import Claim, report
+from running_server import APP, running_server
 from simulated_schedules import simulate
 
 from imis_net.embedding_disk import EmbeddingDisk
@@ -29,12 +33,15 @@ from imis_net.training.finetune import FineTuning
 MODEL = "imis_net_compact"
 UNSEEN = "ISBI"
 """Electron microscopy of neurons: left out of the committed model's training, see configs/compact.yaml."""
+SAMPLES = APP / "sample_studies"
+FACTS = json.loads((SAMPLES / "labels.json").read_text())
+NUM_CLICKS = 60
 NUM_TRAINING, NUM_VALIDATION = 16, 4
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="simulation,unseen")
+    parser.add_argument("--only", default="simulation,unseen,clicks")
     parser.add_argument("--fires", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dev")
@@ -45,6 +52,8 @@ def main() -> int:
             claims += simulation(Path(folder) / "simulation", args.fires)
         if "unseen" in args.only:
             claims += unseen(Path(folder), args.data, args.minutes)
+        if "clicks" in args.only:
+            claims += clicks(Path(folder) / "clicks")
     return report("retrain", claims)
 
 
@@ -100,6 +109,46 @@ def unseen(folder: Path, data: Path, minutes: float) -> list[Claim]:
             at_least=False,
         ),
     ]
+
+
+def clicks(folder: Path) -> list[Claim]:
+    """Clicks of one annotator on a real server, before and while it retrains in its process."""
+    folder.mkdir()
+    shutil.copytree(SAMPLES, folder / "studies")
+    for name in FACTS["images"]:
+        tag = "reference" if name.endswith("1") else "final"
+        (folder / "studies" / "labels" / tag).mkdir(exist_ok=True, parents=True)
+        shutil.copy(folder / "studies" / "reference" / f"{name}.nii.gz", folder / "studies" / "labels" / tag)
+    with running_server(folder, folder / "studies", "--conf", "retrain_minutes", "1") as server:
+        before = [_click_s(server.url) for _ in range(NUM_CLICKS)]
+        requests.post(f"{server.url}/train/imis", json={}, timeout=60).raise_for_status()
+        while requests.get(f"{server.url}/imis/models", timeout=60).json()["training"].get("reason") != "fine-tuning":
+            time.sleep(0.5)
+        during = [_click_s(server.url) for _ in range(NUM_CLICKS)]
+        is_running = requests.get(f"{server.url}/imis/models", timeout=60).json()["training"]["state"] == "running"
+        requests.delete(f"{server.url}/train/", timeout=60)
+        stopped = requests.get(f"{server.url}/train/", timeout=60).json()["status"] == "STOPPED"
+    ratio = float(np.median(during) / np.median(before)) if is_running else float("nan")
+    beside = f"{1000 * np.median(before):.0f} to {1000 * np.median(during):.0f} ms"
+    return [
+        Claim("click p50 while retraining, times the usual", ratio, 1.5, at_least=False, beside=beside),
+        Claim("training stopped on request", float(stopped), 1),
+    ]
+
+
+def _click_s(url: str) -> float:
+    time.sleep(0.05)
+    image = FACTS["example"]["image"]
+    click = FACTS["images"][image]["clicks"][FACTS["example"]["label"]]
+    start = time.perf_counter()
+    answer = requests.post(
+        f"{url}/infer/imis",
+        params={"image": image},
+        data={"params": json.dumps({"foreground": [click]})},
+        timeout=60,
+    )
+    answer.raise_for_status()
+    return time.perf_counter() - start
 
 
 def _dices(segmenter: Segmenter, records: list[Record]) -> np.ndarray:

@@ -131,7 +131,7 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
         "weights": str(_poor_weights(tmp_path / "poor.safetensors")),
         "image_size": str(SIDE_PX),
         "retrain_after": str(NUM_LABELS),
-        "retrain_minutes": "0.3",
+        "retrain_minutes": "0.2",
     }
     conf = [word for key, value in settings.items() for word in ("--conf", key, value)]
     with running_server(tmp_path, tmp_path / "studies", *conf) as server:
@@ -175,14 +175,12 @@ def test_it_learns_from_labels_and_cannot_be_made_worse(server: RunningServer, t
     clicking = threading.Thread(target=keep_clicking)
     clicking.start()
     run = _retrained(annotator, 0)
-    print("RUN", run)
-    time.sleep(2)
+    time.sleep(2)  # the server looks every second
     stop.set()
     clicking.join()
     assert not failures
     assert run["state"] == "published", run
     better = [annotator.work(r) for r in reference]
-    print("DICE", np.mean([d for d, _ in poor]), np.mean([d for d, _ in better]))
     assert {w for _, w in better}.isdisjoint({w for _, w in poor})
     assert np.mean([d for d, _ in better]) > np.mean([d for d, _ in poor]) + 0.05
     served = annotator.models()["served"]
@@ -192,7 +190,6 @@ def test_it_learns_from_labels_and_cannot_be_made_worse(server: RunningServer, t
         truth = _target(record)[1]
         annotator.submit(record, ~truth if number % 4 else np.zeros_like(truth))
     run = _retrained(annotator, 1)
-    print("RUN", run)
     assert run["state"] == "kept", run
     assert run["num_quarantined"] >= NUM_LABELS // 4
     assert annotator.models()["served"] == served
@@ -202,7 +199,7 @@ def test_it_learns_from_labels_and_cannot_be_made_worse(server: RunningServer, t
 
     start = time.monotonic()
     back = requests.post(f"{server.url}/imis/models/rollback", timeout=60).json()
-    print("ROLLBACK", back, time.monotonic() - start)
+    assert time.monotonic() - start < 10  # a second on an idle machine: it says how long it took
     assert back["weights"] == poor[0][1]
     assert annotator.work(reference[0])[1] == poor[0][1]
     assert requests.post(f"{server.url}/imis/models/rollback", timeout=60).status_code == 409

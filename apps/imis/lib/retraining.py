@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +70,9 @@ class RetrainTask(TrainTask):
             outcome = self._run(request, datastore, status)
         except (ImisError, OSError) as error:
             what = error.strerror or "cannot be written" if isinstance(error, OSError) else str(error)
-            status.tell("failed", what)
             print(f"retraining failed: {what}; the previous model stays", flush=True)
+            with suppress(OSError):  # the disk may be full for this as well
+                status.tell("failed", what)
             raise SystemExit(1) from error
         status.tell(outcome.state, outcome.reason)
         print(f"{outcome.state}: {outcome.reason}", flush=True)

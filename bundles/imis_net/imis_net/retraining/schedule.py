@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 log = logging.getLogger(__name__)
 
 JOB = "retrain"
-CHECK_LABELS_S = 10.0
+CHECK_LABELS_S = 5.0
 _DUE: dict[str, Callable[[], object]] = {}
 """Store -> what to do: a kept job can only name a function of a module."""
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
