@@ -9,7 +9,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve serve-triton e2e test lint parity review \
-	bench-serving bench-labels bench-accuracy bench-engine bench-triton studies
+	bench-serving bench-labels bench-accuracy bench-engine bench-retrain bench-triton studies
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -52,6 +52,9 @@ studies: venv ## the paper's studies on DATA: click position, box offset, strate
 
 bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
 	@$(PYTHON) benchmarks/data_engine.py $(ARGS)
+
+bench-retrain: venv ## retraining: 1,000 simulated schedules, and 20 slices of a set never seen (about 20 minutes)
+	@$(PYTHON) benchmarks/retrain.py $(ARGS)
 
 review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
 	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)

@@ -22,11 +22,15 @@ from monailabel.datastore.dicom import DICOMWebDatastore  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag  # noqa: E402
 from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
+from monailabel.interfaces.tasks.strategy import Strategy  # noqa: E402
+from monailabel.interfaces.tasks.train import TrainTask  # noqa: E402
+from monailabel.utils.async_tasks.task import AsyncTask  # noqa: E402
 
 from imis_net import __version__  # noqa: E402
 from imis_net.categories import load_categories  # noqa: E402
 from imis_net.embedding_disk import EmbeddingDisk  # noqa: E402
 from imis_net.errors import ImageError, PromptError  # noqa: E402
+from imis_net.retraining.schedule import RetrainingSchedule  # noqa: E402
 
 # All of lib now: MONAI Label takes this folder off sys.path again once this file is loaded.
 from lib import front, request_log, routes  # noqa: E402
@@ -38,8 +42,11 @@ from lib.names import checked_name  # noqa: E402
 from lib.pool import WorkerPool  # noqa: E402
 from lib.prompt_log import PromptLog  # noqa: E402
 from lib.propagate import PropagateTask  # noqa: E402
+from lib.publication import Publication, served_weights  # noqa: E402
+from lib.retraining import RetrainTask, new_labels, retraining_dir  # noqa: E402
 from lib.segmenters import build_segmenter  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
+from lib.strategies import Scorer, strategies  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
 from lib.versioned_datastore import VersionedDicomWebDatastore, VersionedLocalDatastore  # noqa: E402
@@ -56,7 +63,11 @@ class ImisApp(MONAILabelApp):
         self.credentials = credentials_of(self.config)
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
+        self.retraining_root = retraining_dir(self.config, studies)
+        self.is_training_process = sys.argv[1:3] == ["-m", "train"]  # how MONAI Label starts one
         _set_host_defaults()
+        if self.is_training_process:  # it would write back the list of labels that it began with
+            _set_host("MONAI_LABEL_DATASTORE_READ_ONLY", True)
         super().__init__(
             app_dir,
             studies,
@@ -81,8 +92,10 @@ class ImisApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
+        if self.is_training_process:  # serves nobody
+            return {}
         config = self.config
-        segmenter = build_segmenter(config)
+        segmenter = build_segmenter(config, served_weights(config, self.retraining_root))
         self.telemetry = Telemetry()
         state = state_dir(config, self.studies)
         keeps = config.disk_cache_bytes and config.segmenter == "torch"  # Triton keeps its own
@@ -96,6 +109,12 @@ class ImisApp(MONAILabelApp):
             "imis_propagate": PropagateTask(self.engine, labels),
         }
 
+    def init_trainers(self) -> dict[str, TrainTask]:
+        return {"imis": RetrainTask(self.config, self.studies)}
+
+    def init_strategies(self) -> dict[str, Strategy]:
+        return {} if self.is_training_process else strategies(Scorer(self.engine, self.datastore))
+
     def on_init_complete(self) -> None:
         """Only the server gets here; the processes of background tasks do not."""
         super().on_init_complete()
@@ -106,9 +125,24 @@ class ImisApp(MONAILabelApp):
         self.targets = Targets(self.engine, log, tuple(self._infers["imis"].labels))
         self.telemetry.watch(self.engine, self.pool)
         request_log.log_to_stderr()
+        self._init_retraining()
         routes.install(server, lambda: self)
         front.install(server, self)
         threading.Thread(target=self.engine.warm_up, name="warm-up", daemon=True).start()
+
+    def _init_retraining(self) -> None:
+        """Follow what is published, and retrain when it is due, with no one logged in."""
+        config, root = self.config, self.retraining_root
+        self.publication = Publication(config, root, self.engine)
+        self.publication.watch()
+        self.schedule = RetrainingSchedule(
+            root,
+            config.retrain,
+            config.retrain_after,
+            lambda: new_labels(root, self.datastore()),
+            lambda: AsyncTask.run("train", request={"model": "imis"}),
+        )
+        self.schedule.start()
 
     def infer(self, request: Mapping[str, object], datastore: Datastore | None = None) -> dict[str, object]:
         """Run a model on an image of the datastore, or on a file that this server itself received (a ``Path``).

@@ -81,6 +81,10 @@ ACCESS: Mapping[str, Role | Mapping[str, Role]] = {
     "/batch/infer/{model}": REVIEWER,
     "/scoring/": {"GET": ANNOTATOR, "POST": REVIEWER, "DELETE": REVIEWER},
     "/scoring/{method}": REVIEWER,
+    "/imis/models": REVIEWER,
+    "/imis/models/rollback": REVIEWER,
+    "/imis/models/reports": REVIEWER,
+    "/imis/models/reports/{run}": REVIEWER,
     "/datastore/dataset": REVIEWER,
     "/metrics": REVIEWER,
     # The server itself.

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from imis_net.networks.build import BUILDERS
+from imis_net.retraining.schedule import check_cron
 from imis_net.segmenter import DEFAULT_MODEL
 
 SEGMENTERS = ("torch", "triton")
@@ -52,6 +53,10 @@ class Config:
         oidc_audience: what the tokens' "aud" or "azp" must be.
         hosts: names by which a browser may call the server besides this computer's own.
         let_anybody_in: "yes" opens the server to the whole network without asking who is there.
+        retrain: when to retrain, as five cron fields in the server's time zone; "" is never by the clock.
+        retrain_after: new labels after which to retrain; 0 is never by count.
+        retrain_minutes: what fine-tuning may take.
+        retrain_threads: torch threads of retraining; 0 is half of the cores.
     """
 
     model: str = DEFAULT_MODEL
@@ -78,6 +83,10 @@ class Config:
     oidc_audience: str = "monailabel-app"
     hosts: tuple[str, ...] = ()
     let_anybody_in: bool = False
+    retrain: str = ""
+    retrain_after: int = 0
+    retrain_minutes: float = 10.0
+    retrain_threads: int = 0
 
     @property
     def architecture(self) -> dict[str, int]:
@@ -220,6 +229,17 @@ def _names(value: str) -> tuple[str, ...]:
     return names
 
 
+def _cron(value: str) -> str:
+    return check_cron(value)
+
+
+def _minutes(value: str) -> float:
+    number = float(value)
+    if not 0 < number <= 24 * 60:
+        raise ValueError(f"got {value!r}, expected minutes, more than 0 and at most a day's 1440")
+    return number
+
+
 _READERS: dict[str, Callable[[str], object]] = {
     "model": _model,
     "weights": _file,
@@ -245,4 +265,8 @@ _READERS: dict[str, Callable[[str], object]] = {
     "oidc_audience": str,
     "hosts": _names,
     "let_anybody_in": _yes,
+    "retrain": _cron,
+    "retrain_after": _count,
+    "retrain_minutes": _minutes,
+    "retrain_threads": _count,
 }

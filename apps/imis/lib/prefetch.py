@@ -41,6 +41,7 @@ class Prefetcher:
         self._num_clicks = 0
         self._place: Place | None = None
         self._stop = threading.Event()
+        self._stops = [self._stop]
         if reach:
             threading.Thread(target=self._work, name="prefetch", daemon=True).start()
 
@@ -49,19 +50,29 @@ class Prefetcher:
         """While a click is answered nothing is encoded ahead."""
         with self._changed:
             self._num_clicks += 1
-            self._stop.set()
+            for stop in self._stops:
+                stop.set()
         try:
             yield
         finally:
             with self._changed:
                 self._num_clicks -= 1
-                self._changed.notify()
+                self._changed.notify_all()
+
+    def give_way(self, stop: threading.Event) -> None:
+        """Set this event too when a click arrives: other work that nobody waits for."""
+        self._stops.append(stop)
+
+    def wait_idle(self) -> None:
+        """Until no click is being answered."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._num_clicks)
 
     def around(self, place: Place) -> None:
         """Encode this place's neighbours next; an older place is given up."""
         with self._changed:
             self._place = place
-            self._changed.notify()
+            self._changed.notify_all()
 
     def _work(self) -> None:
         while True:

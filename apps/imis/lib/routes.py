@@ -28,7 +28,7 @@ from monailabel.utils.others.generic import remove_file
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from lib import label_routes, login, ohif, page, propagate, stock_routes, target_routes, telemetry
+from lib import label_routes, login, model_routes, ohif, page, propagate, stock_routes, target_routes, telemetry
 from lib.gate import check_plain
 from lib.names import checked_name
 from lib.pool import PoolFull, Superseded
@@ -45,6 +45,7 @@ MODULES: Sequence[ModuleType] = (
     ohif,
     page,
     propagate,
+    model_routes,
     stock_routes,  # last: whatever is ours goes before what is the host's
 )
 """Each has ``routes(app) -> list[BaseRoute]``, where ``app()`` is the running app; one line per feature."""

@@ -98,11 +98,15 @@ class _Versioned:
 class VersionedLocalDatastore(_Versioned, LocalDatastore):
     """A folder of studies. Its index is replaced whole, and made anew where an earlier server left half of one."""
 
-    def __init__(self, label_store: LabelStore, datastore_path: str, **options: object) -> None:
+    def __init__(
+        self, label_store: LabelStore, datastore_path: str, read_only: bool = False, **options: object
+    ) -> None:
         self.label_store = label_store
-        _set_aside_if_torn(Path(datastore_path) / INDEX)
-        super().__init__(datastore_path, **options)
-        self.show_newest()
+        if not read_only:
+            _set_aside_if_torn(Path(datastore_path) / INDEX)
+        super().__init__(datastore_path, read_only=read_only, **options)
+        if not read_only:
+            self.show_newest()
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """As the stock method, but a reader never sees half a file, nor does the next start."""

@@ -159,7 +159,7 @@ def load_segmenter(
     """
     if name not in BUILDERS:
         raise CheckpointError(f"unknown model: got {name!r}, expected one of {', '.join(BUILDERS)}")
-    path = Path(weights) if weights else BUNDLE_DIR / "models" / f"{name}.safetensors"
+    path = weights_path(name, weights)
     if not path.is_file():
         raise CheckpointError(
             f"no weights for {name}: expected a file {path.name} in {path.parent.name}/; "
@@ -168,6 +168,11 @@ def load_segmenter(
     network = BUILDERS[name](**architecture)
     load_weights(network, path)
     return TorchSegmenter(network, device)
+
+
+def weights_path(name: str, weights: Path | str | None = None) -> Path:
+    """A model's weights file: the one given, else ``models/<name>.safetensors`` of the bundle."""
+    return Path(weights) if weights else BUNDLE_DIR / "models" / f"{name}.safetensors"
 
 
 def _kind(prompt: Prompt) -> tuple[object, ...]:

@@ -49,6 +49,7 @@ class FineTuning:
         validate_every: steps between validations.
         patience: validations without a better score after which it ends.
         num_targets: targets of one image in a step.
+        learn_neck: without it the image encoder stays as it is, and with it every embedding that is kept.
     """
 
     max_steps: int = 2000
@@ -58,6 +59,7 @@ class FineTuning:
     validate_every: int = 100
     patience: int = 5
     num_targets: int = 4
+    learn_neck: bool = True
     seed: int = 0
     policy: InteractionPolicy = field(default_factory=_prompts)
     loss: InteractiveLoss = field(default_factory=lambda: InteractiveLoss(others_weight=0.3))
@@ -116,6 +118,8 @@ def fine_tune(
     """
     _check(records, validation)
     freeze_trunk(network)
+    if not settings.learn_neck:
+        network.image_encoder.requires_grad_(False)
     run = _Run(network, settings, trunk_features or TrunkCache(network), validation)
     run.start([r for r in records if any(True for _ in r.masks())])
     ended_by = ""

@@ -31,7 +31,7 @@ class TrunkCache:
         self._kept: dict[str, tuple[Tensor, ...]] = {}
 
     def __call__(self, image: np.ndarray) -> tuple[Tensor, ...]:
-        key = hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
+        key = image_key(image)
         if key not in self._kept:
             self._kept[key] = tuple(f.half() for f in self._encode(image))
         return self._kept[key]
@@ -55,6 +55,11 @@ class TrunkFedSegmenter(TorchSegmenter):
     def encode_image(self, image: np.ndarray) -> ImageEmbedding:
         features = self.network.image_encoder.from_trunk(on_network(self.trunk_features(image), self.network))
         return ImageEmbedding(tuple(features), (image.shape[0], image.shape[1]), self.encoder_digest)
+
+
+def image_key(image: np.ndarray) -> str:
+    """The same for the same pixels, whatever name they go by."""
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def on_network(maps: tuple[Tensor, ...], network: IMISNet) -> tuple[Tensor, ...]:

@@ -1,0 +1,133 @@
+"""What people labelled, read from MONAI Label's datastore as records of single slices. Nothing is ever written to it.
+
+Tag ``final`` is learnt from; tag ``reference`` judges every candidate and is never learnt from. A mask drawn on single
+slices is thin along the axis that it was drawn across: that axis is taken, and its slices that hold a label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monailabel.interfaces.datastore import Datastore
+
+from imis_net.errors import ImageError
+from imis_net.images import Volume, read_volume
+from imis_net.retraining.cycle import Labels
+from imis_net.retraining.label_checks import Finding
+from imis_net.training.dataset import Record
+
+FINAL, REFERENCE = "final", "reference"
+MAX_SLICES = 24
+"""Of one label, evenly spread: neighbours in a whole volume teach the same."""
+
+
+def read_labels(datastore: Datastore) -> Labels:
+    """All labels, one that cannot be read named in place of its slices."""
+    learning, unreadable = _tagged(datastore, FINAL)
+    reference, also = _tagged(datastore, REFERENCE)
+    judged = {record.case for record in reference}
+    return Labels([r for r in learning if r.case not in judged], reference, [*unreadable, *also])
+
+
+def fingerprints(datastore: Datastore) -> dict[str, str]:
+    """Image id -> what changes when its final label does; cheap, since it is asked for again and again."""
+    found = {}
+    for image in datastore.get_labeled_images():
+        path = _label_path(datastore, image, FINAL)
+        if path is not None:
+            found[image] = f"{path.stat().st_mtime_ns}-{path.stat().st_size}"
+    return found
+
+
+def _tagged(datastore: Datastore, tag: str) -> tuple[list[Record], list[Finding]]:
+    records: list[Record] = []
+    findings: list[Finding] = []
+    for image in sorted(datastore.list_images()):
+        path = _label_path(datastore, image, tag)
+        if path is None:
+            continue
+        try:
+            records += _slices(datastore, image, path, tag)
+        except ImageError as error:
+            findings.append(Finding(image, "unreadable", str(error)))
+    return records, findings
+
+
+def _label_path(datastore: Datastore, image: str, tag: str) -> Path | None:
+    if tag not in datastore.get_labels_by_image_id(image):
+        return None
+    path = Path(datastore.get_label_uri(image, tag))
+    return path if path.is_file() else None
+
+
+def _slices(datastore: Datastore, image: str, path: Path, tag: str) -> Iterator[Record]:
+    volume, label = read_volume(Path(datastore.get_image_uri(image))), read_volume(path)
+    info = datastore.get_label_info(image, tag) or {}
+    patient = str((datastore.get_image_info(image) or {}).get("patient") or volume_patient(datastore, image))
+    values = np.rint(label.array[..., 0] if label.is_colour else label.array)
+    if values.shape != volume.array.shape[:3]:
+        map_ = np.clip(values[:, :, 0].T, 0, 65535).astype(np.uint16)
+        yield _record(image, patient, volume, 2, 0, map_, {})  # its own finding later: a label of another size
+        return
+    values = np.clip(values, 0, 65535).astype(np.uint16)
+    names = target_names(info, [int(v) for v in np.unique(values) if v])
+    axis, indices = _drawn_slices(values)
+    for index in indices:
+        label_map = np.ascontiguousarray(np.take(values, index, axis=axis).T)
+        yield _record(image, patient, volume, axis, index, label_map, names)
+
+
+def _record(
+    image: str, patient: str, volume: Volume, axis: int, index: int, label_map: np.ndarray, names: dict[int, str]
+) -> Record:
+    modality = volume.modality or "unknown"
+    picture = volume.slice_rgb(index, axis)
+    return Record(f"{image}_{axis}_{index}", patient, "labels", modality, picture, ((label_map, names),))
+
+
+def _drawn_slices(values: np.ndarray) -> tuple[int, Sequence[int]]:
+    """The axis with the fewest labelled slices, and these; an empty label has its middle slice, to be told so."""
+    candidates = []
+    for axis in (2, 1, 0):
+        others = tuple(a for a in range(3) if a != axis)
+        candidates.append((axis, np.flatnonzero(values.any(axis=others))))
+    axis, indices = min(candidates, key=lambda c: len(c[1]))
+    if not len(indices):
+        return 2, [values.shape[2] // 2]
+    chosen = np.linspace(0, len(indices) - 1, min(MAX_SLICES, len(indices))).round().astype(int)
+    return axis, [int(i) for i in indices[chosen]]
+
+
+def target_names(info: Mapping[str, Any], values: Sequence[int]) -> dict[int, str]:
+    """Names of voxel values: by index, or in order where a viewer numbered differently; {} where nobody knows."""
+    given = (info.get("params") or {}).get("label_names")
+    if isinstance(given, Mapping):
+        return {int(v): str(name) for name, v in given.items()}
+    entries = [e for e in info.get("label_info") or [] if isinstance(e, Mapping) and e.get("name")]
+    by_index = {e["idx"]: str(e["name"]) for e in entries if isinstance(e.get("idx"), int)}
+    if set(values) <= set(by_index):
+        return {v: by_index[v] for v in values}
+    if len(entries) == len(values):  # Slicer counts segments that it did not export
+        return {v: str(e["name"]) for v, e in zip(values, entries, strict=True)}
+    return {}
+
+
+def volume_patient(datastore: Datastore, image: str) -> str:
+    """Who it is of: a DICOM image says so; any other image is a patient of its own."""
+    info = datastore.get_image_info(image) or {}
+    if info.get("PatientID"):
+        return str(info["PatientID"])
+    path = Path(datastore.get_image_uri(image))
+    first = min((p for p in path.iterdir() if p.is_file()), default=path) if path.is_dir() else path
+    if first.suffix.lower() not in (".dcm", ""):
+        return image
+    from pydicom import dcmread
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        return str(dcmread(first, stop_before_pixels=True).get("PatientID") or image)
+    except (InvalidDicomError, OSError):
+        return image

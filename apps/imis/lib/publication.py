@@ -1,0 +1,106 @@
+"""The version that is served: chosen at the start, followed while the server runs, without a failed request.
+
+Whatever process publishes or rolls back, every server on these studies sees the registry's one small file change.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import OrderedDict
+from pathlib import Path
+
+from imis_net.errors import ImisError
+from imis_net.retraining.cycle import adopt
+from imis_net.retraining.registry import ModelRegistry
+from imis_net.segmenter import TorchSegmenter, load_segmenter, weights_path
+from lib.config import Config
+from lib.infer import Engine
+
+log = logging.getLogger(__name__)
+
+POLL_S = 1.0
+MAX_NUM_LOADED = 3
+"""Versions kept in memory, so that rolling back waits for no file."""
+
+
+def served_weights(config: Config, root: Path) -> Path:
+    """The weights to start with: the published version, else the deployment's own.
+
+    Raises:
+        CheckpointError: a damaged registry.
+    """
+    base = weights_path(config.model, config.weights)
+    if not (root / "registry" / "current.json").is_file():
+        return base
+    registry = ModelRegistry(root / "registry")
+    return registry.weights(adopt(registry, base))
+
+
+class Publication:
+    """Follows ``registry/current.json`` and gives the engine what it names."""
+
+    def __init__(self, config: Config, root: Path, engine: Engine) -> None:
+        self.config, self.engine = config, engine
+        self.registry = ModelRegistry(root / "registry")
+        self.error = ""
+        served = self.registry.current()
+        self.digest = served.digest if served else ""
+        self._loaded: OrderedDict[str, TorchSegmenter] = OrderedDict()
+        if self.digest and isinstance(engine.segmenter, TorchSegmenter):
+            self._loaded[self.digest] = engine.segmenter
+        self._lock = threading.Lock()
+
+    def watch(self) -> None:
+        """In the background, for as long as the server runs."""
+        threading.Thread(target=self._watch, name="publication", daemon=True).start()
+
+    def follow(self) -> None:
+        """Serve what the registry says, from the next request on.
+
+        Raises:
+            ImisError: it cannot be loaded; what was served stays.
+        """
+        with self._lock:
+            served = self.registry.current()
+            if served is None or served.digest == self.digest:
+                return
+            self.engine.use(self._segmenter(served.digest))
+            self.digest = served.digest
+
+    def rollback(self, reason: str) -> str:
+        """Serve what was served before; its digest.
+
+        Raises:
+            CheckpointError: there is nothing before it.
+        """
+        self.registry.rollback(reason)
+        self.follow()
+        return self.digest
+
+    def _segmenter(self, digest: str) -> TorchSegmenter:
+        if not self._loaded:  # what is served now was never published: the version that it was adopted as
+            self._remember(self.digest, self.engine.segmenter)
+        if digest not in self._loaded:
+            path = self.registry.weights(digest)
+            loaded = load_segmenter(self.config.model, path, self.config.device, **self.config.architecture)
+            self._remember(digest, loaded)
+        self._loaded.move_to_end(digest)
+        return self._loaded[digest]
+
+    def _remember(self, digest: str, segmenter: object) -> None:
+        if digest and isinstance(segmenter, TorchSegmenter):
+            self._loaded[digest] = segmenter
+            while len(self._loaded) > MAX_NUM_LOADED:
+                self._loaded.popitem(last=False)
+
+    def _watch(self) -> None:
+        pause = threading.Event()
+        while not pause.wait(POLL_S):
+            try:
+                self.follow()
+                self.error = ""
+            except (ImisError, OSError) as error:  # tell once; the model that serves stays
+                if str(error) != self.error:
+                    log.warning("a published version cannot be served: %s", error)
+                self.error = str(error)

@@ -1,0 +1,181 @@
+"""The train task ``imis``: what the Train buttons of 3D Slicer and OHIF, and the schedule, start.
+
+MONAI Label runs it in a process of its own, where no model that serves is loaded. That process gives way to clicks,
+tells how far it is in ``status.json``, and ends when the server does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.train import TrainTask
+
+from imis_net.embedding_disk import EmbeddingDisk
+from imis_net.errors import ImisError
+from imis_net.files import write_atomically, write_durably
+from imis_net.retraining.cycle import Labels, Outcome, RetrainingCycle
+from imis_net.retraining.run_report import render
+from imis_net.retraining.tuner import Tuner
+from imis_net.segmenter import weights_path
+from imis_net.training.finetune import FineTuning, Progress
+from lib.config import Config, state_dir
+from lib.labelled import fingerprints, read_labels
+
+NICENESS = 15
+TELL_EVERY_S = 2.0
+VALIDATE_EVERY, PATIENCE = 25, 12
+"""Steps, and validations without gain: a person who waits sees the Dice move."""
+LEARN_ALL, LEARN_DECODER = "neck, prompt encoder and decoder", "prompt encoder and decoder"
+
+
+def retraining_dir(config: Config, studies: str) -> Path:
+    return state_dir(config, studies) / "retraining"
+
+
+class RetrainTask(TrainTask):
+    """Labels in, a judged version out; published when it is not inferior anywhere."""
+
+    def __init__(self, config: Config, studies: str) -> None:
+        super().__init__("Fine-tunes on the labels marked final; published only where it is no worse than before")
+        self.settings = config
+        self.root = retraining_dir(config, studies)
+
+    def config(self) -> dict[str, object]:
+        """What viewers show as options: lists are choices, their first the default."""
+        return {"learn": [LEARN_ALL, LEARN_DECODER], "max_minutes": round(self.settings.retrain_minutes, 1)}
+
+    def stats(self) -> dict[str, object]:
+        """Progress as both viewers read it: ``epoch`` counts per cent."""
+        status = read_status(self.root)
+        return {"total_epochs": 100, "epoch": status.get("percent", 0), **status} if status else {}
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, object]:
+        """One retraining.
+
+        Raises:
+            ImisError: with the reason in one sentence; production is as it was.
+        """
+        give_way(self.settings.retrain_threads)
+        status = Status(self.root)
+        status.tell("running", "reading labels")
+        try:
+            outcome = self._run(request, datastore, status)
+        except (ImisError, OSError) as error:
+            what = error.strerror or "cannot be written" if isinstance(error, OSError) else str(error)
+            print(f"retraining failed: {what}; the previous model stays", flush=True)
+            with suppress(OSError):  # the disk may be full for this as well
+                status.tell("failed", what)
+            raise SystemExit(1) from error
+        status.tell(outcome.state, outcome.reason)
+        print(f"{outcome.state}: {outcome.reason}", flush=True)
+        return read_status(self.root)
+
+    def _run(self, request: Mapping[str, Any], datastore: Datastore, status: Status) -> Outcome:
+        seen, labels, parent = fingerprints(datastore), read_labels(datastore), os.getppid()
+        tuner = Tuner(
+            self.settings.model,
+            EmbeddingDisk(self.root / "trunk", max(self.settings.disk_cache_bytes, 1)),
+            FineTuning(
+                max_seconds=_minutes(request, self.settings) * 60,
+                validate_every=VALIDATE_EVERY,
+                patience=PATIENCE,
+                learn_neck=_learns_neck(request),
+            ),
+            self.settings.architecture,
+            self.settings.device,
+            status.progress,
+            lambda: os.getppid() != parent,  # the server is gone
+        )
+        cycle = RetrainingCycle(self.root, tuner.train, tuner.answers)
+        outcome = cycle.run(weights_path(self.settings.model, self.settings.weights), labels)
+        cycle.keep_report(outcome, render(outcome, status.curve, _pictured(labels)))
+        write_durably(self.root / "seen.json", json.dumps(seen).encode())
+        status.facts["images_encoded"] = tuner.num_encoded
+        return outcome
+
+
+class Status:
+    """``status.json``: what a run is doing, for whoever asks the server."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.curve: list[Progress] = []
+        self.facts: dict[str, object] = {"start": int(time.time()), "pid": os.getpid()}
+        self._told = 0.0
+
+    def progress(self, progress: Progress) -> None:
+        self.curve.append(progress)
+        if time.monotonic() - self._told < TELL_EVERY_S and progress.fraction < 1:
+            return
+        self._told = time.monotonic()
+        left = round(progress.seconds_left)
+        self.facts |= {"percent": int(100 * progress.fraction), "seconds_left": left, "step": progress.step}
+        self.facts["best_metric"] = round(progress.best_dice, 4)
+        self.tell("running", "fine-tuning")
+        print(f"{self.facts['percent']} %, Dice {progress.best_dice:.3f}, {left} s left", flush=True)
+
+    def tell(self, state: str, reason: str) -> None:
+        if state not in ("running", "failed"):
+            self.facts |= {"percent": 100, "seconds_left": 0}
+        facts = {**self.facts, "state": state, "reason": reason, "time": int(time.time())}
+        write_atomically(self.root / "status.json", json.dumps(facts).encode())
+
+
+def read_status(root: Path) -> dict[str, object]:
+    """The last word of the last run; a run whose process is gone was stopped or killed."""
+    try:
+        status = dict(json.loads((root / "status.json").read_text()))
+    except (OSError, ValueError):
+        return {}
+    if status.get("state") == "running" and not _is_alive(status.get("pid")):
+        status |= {"state": "stopped", "reason": "stopped before it was done; the previous model stays"}
+    return status
+
+
+def new_labels(root: Path, datastore: Datastore) -> dict[str, str]:
+    """Fingerprints of final labels that are new, or changed, since the last run that went through."""
+    try:
+        seen = json.loads((root / "seen.json").read_text())
+    except (OSError, ValueError):
+        seen = {}
+    return {image: of for image, of in fingerprints(datastore).items() if seen.get(image) != of}
+
+
+def give_way(threads: int) -> None:
+    """Clicks go first: this process takes what they leave, on some of the cores."""
+    os.nice(NICENESS)
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) // 2))
+
+
+def _is_alive(pid: object) -> bool:
+    try:
+        os.kill(int(str(pid)), 0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _minutes(request: Mapping[str, Any], config: Config) -> float:
+    try:
+        wanted = float(request.get("max_minutes") or config.retrain_minutes)
+    except (TypeError, ValueError) as error:
+        raise ImisError(f"max_minutes: expected a number, got {request.get('max_minutes')!r}") from error
+    return min(max(wanted, 0.05), 24 * 60.0)
+
+
+def _learns_neck(request: Mapping[str, Any]) -> bool:
+    """A viewer whose user chose nothing sends the whole list."""
+    return request.get("learn") != LEARN_DECODER
+
+
+def _pictured(labels: Labels) -> dict[str, Any]:
+    return {record.case: record for record in (*labels.learning, *labels.reference)}

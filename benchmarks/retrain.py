@@ -1,0 +1,162 @@
+"""Retraining's claims: run by ``make bench-retrain``.
+
+python benchmarks/retrain.py [--only simulation,unseen] [--fires 1000] [--minutes 10]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / folder) for folder in ("bundles/imis_net", "tests/e2e")]
+
+import numpy as np
+import requests
+from claims import Claim, report
+from running_server import APP, running_server
+from simulated_schedules import simulate
+
+from imis_net.embedding_disk import EmbeddingDisk
+from imis_net.evaluation.bootstrap import mean_interval
+from imis_net.evaluation.harness import evaluate
+from imis_net.retraining.tuner import Tuner
+from imis_net.segmenter import Segmenter, load_segmenter, weights_path
+from imis_net.training.dataset import Record, read_index
+from imis_net.training.finetune import FineTuning
+
+MODEL = "imis_net_compact"
+UNSEEN = "ISBI"
+"""Electron microscopy of neurons: left out of the committed model's training, see configs/compact.yaml."""
+SAMPLES = APP / "sample_studies"
+FACTS = json.loads((SAMPLES / "labels.json").read_text())
+NUM_CLICKS = 60
+NUM_TRAINING, NUM_VALIDATION = 16, 4
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="simulation,unseen,clicks")
+    parser.add_argument("--fires", type=int, default=1000)
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dev")
+    args = parser.parse_args()
+    claims: list[Claim] = []
+    with tempfile.TemporaryDirectory() as folder:
+        if "simulation" in args.only:
+            claims += simulation(Path(folder) / "simulation", args.fires)
+        if "unseen" in args.only:
+            claims += unseen(Path(folder), args.data, args.minutes)
+        if "clicks" in args.only:
+            claims += clicks(Path(folder) / "clicks")
+    return report("retrain", claims)
+
+
+def simulation(folder: Path, num_fires: int) -> list[Claim]:
+    start = time.monotonic()
+    tally = simulate(folder, num_fires)
+    beside = (
+        f"{tally.num_fires} fires, {tally.num_kills} killed, {tally.num_published} published, "
+        f"{tally.num_refused} refused, {time.monotonic() - start:.0f} s"
+    )
+    return [
+        Claim("simulated schedules", tally.num_fires, 1000, beside=beside),
+        Claim("bad publishes", tally.num_bad_publishes, 0, at_least=False),
+        Claim("patients in two splits", tally.num_leaks, 0, at_least=False),
+        Claim("lost labels", tally.num_lost_labels, 0, at_least=False),
+        Claim("stores or schedules not intact", tally.num_broken, 0, at_least=False),
+    ]
+
+
+def unseen(folder: Path, data: Path, minutes: float) -> list[Claim]:
+    """Twenty labelled slices of a set that the model never saw, learnt from; the others of that set score it."""
+    records = [r for r in read_index(data, ["train", "val"]) if UNSEEN in r.source]
+    labelled, held_out = records[: NUM_TRAINING + NUM_VALIDATION], records[NUM_TRAINING + NUM_VALIDATION :]
+    training, validation = labelled[:NUM_TRAINING], labelled[NUM_TRAINING:]
+    base, candidate, disk = weights_path(MODEL), folder / "tuned.safetensors", EmbeddingDisk(folder / "trunk", 10**10)
+    shown = [0.0]
+
+    def tell(progress) -> None:
+        if time.monotonic() - shown[0] > 20:
+            shown[0] = time.monotonic()
+            print(f"  {progress.fraction:.0%} Dice {progress.best_dice:.3f} {progress.seconds_left:.0f} s", flush=True)
+
+    tuner = Tuner(MODEL, disk, FineTuning(max_seconds=60 * minutes, validate_every=25, patience=12), on_progress=tell)
+    tuned = tuner.train(base, training, validation, candidate)
+    again = Tuner(MODEL, disk, FineTuning(max_steps=5, validate_every=5, learn_neck=False))
+    again.train(base, training, validation, folder / "again.safetensors")
+    before, after = load_segmenter(MODEL), load_segmenter(MODEL, candidate)
+    decoder_only = load_segmenter(MODEL, folder / "again.safetensors")
+    one, other = _dices(before, held_out), _dices(after, held_out)
+    low, high = mean_interval(other - one, np.random.default_rng(0), 2000)
+    of = f"{len(held_out)} slices of the same stack"
+    beside = f"{one.mean():.3f} to {other.mean():.3f} on {of}, 95 % {low:.3f} to {high:.3f}"
+    return [
+        Claim("Dice gained on an unseen set by 20 labelled slices", float((other - one).mean()), 0.05, beside=beside),
+        Claim("minutes of fine-tuning", tuned.seconds / 60, 10, at_least=False, beside=f"{tuned.num_steps} steps"),
+        Claim(
+            "images encoded by a second retraining", again.num_encoded, 0, False, f"{tuner.num_encoded} by the first"
+        ),
+        Claim(
+            "embeddings lost to serving by decoder-only retraining",
+            float(decoder_only.encoder_digest != before.encoder_digest),
+            0,
+            at_least=False,
+        ),
+    ]
+
+
+def clicks(folder: Path) -> list[Claim]:
+    """Clicks of one annotator on a real server, before and while it retrains in its process."""
+    folder.mkdir()
+    shutil.copytree(SAMPLES, folder / "studies")
+    for name in FACTS["images"]:
+        tag = "reference" if name.endswith("1") else "final"
+        (folder / "studies" / "labels" / tag).mkdir(exist_ok=True, parents=True)
+        shutil.copy(folder / "studies" / "reference" / f"{name}.nii.gz", folder / "studies" / "labels" / tag)
+    with running_server(folder, folder / "studies", "--conf", "retrain_minutes", "1") as server:
+        before = [_click_s(server.url) for _ in range(NUM_CLICKS)]
+        requests.post(f"{server.url}/train/imis", json={}, timeout=60).raise_for_status()
+        while requests.get(f"{server.url}/imis/models", timeout=60).json()["training"].get("reason") != "fine-tuning":
+            time.sleep(0.5)
+        during = [_click_s(server.url) for _ in range(NUM_CLICKS)]
+        is_running = requests.get(f"{server.url}/imis/models", timeout=60).json()["training"]["state"] == "running"
+        requests.delete(f"{server.url}/train/", timeout=60)
+        stopped = requests.get(f"{server.url}/train/", timeout=60).json()["status"] == "STOPPED"
+    ratio = float(np.median(during) / np.median(before)) if is_running else float("nan")
+    beside = f"{1000 * np.median(before):.0f} to {1000 * np.median(during):.0f} ms"
+    return [
+        Claim("click p50 while retraining, times the usual", ratio, 1.5, at_least=False, beside=beside),
+        Claim("training stopped on request", float(stopped), 1),
+    ]
+
+
+def _click_s(url: str) -> float:
+    time.sleep(0.05)
+    image = FACTS["example"]["image"]
+    click = FACTS["images"][image]["clicks"][FACTS["example"]["label"]]
+    start = time.perf_counter()
+    answer = requests.post(
+        f"{url}/infer/imis",
+        params={"image": image},
+        data={"params": json.dumps({"foreground": [click]})},
+        timeout=60,
+    )
+    answer.raise_for_status()
+    return time.perf_counter() - start
+
+
+def _dices(segmenter: Segmenter, records: list[Record]) -> np.ndarray:
+    """Mean over targets of each slice, by first clicks and first boxes."""
+    return np.array(
+        [np.mean([s.dice for how in ("click", "box") for s in evaluate(segmenter, [r], how)]) for r in records]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""One retraining as a page for people: the verdict, the curve, every group, and the labels that were set aside."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+matplotlib.use("Agg")  # files only; a server has no screen
+from matplotlib import pyplot as plt
+
+from imis_net.overlay import draw_overlay
+from imis_net.retraining.cycle import Outcome
+from imis_net.retraining.gate import MARGIN_DICE, GroupVerdict
+from imis_net.training.dataset import Record
+from imis_net.training.finetune import Progress
+
+THUMBNAIL_PX = 256
+MAX_NUM_PICTURES = 40
+
+_PAGE = """<!doctype html><meta charset=utf-8><title>Retraining: {state}</title>
+<style>body{{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
+table{{border-collapse:collapse}}td,th{{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:left}}
+.bad{{color:#b00020}}figure{{display:inline-block;margin:.5rem;max-width:16rem;vertical-align:top}}</style>
+<h1>Retraining: {state}</h1><p>{reason}</p>{facts}{curve}{groups}{quarantine}"""
+
+
+def render(outcome: Outcome, progress: Sequence[Progress], pictured: Mapping[str, Record]) -> str:
+    """A page that needs no other file; ``pictured`` has the records of quarantined cases by name."""
+    return _PAGE.format(
+        state=html.escape(outcome.state),
+        reason=html.escape(outcome.reason),
+        facts=_facts(outcome),
+        curve=_curve(progress),
+        groups=_groups(outcome),
+        quarantine=_quarantine(outcome, pictured),
+    )
+
+
+def _facts(outcome: Outcome) -> str:
+    rows = {
+        "weights before": outcome.production[:16],
+        "candidate": outcome.candidate[:16] or "none",
+        **{f"{split} slices": number for split, number in outcome.num_slices.items()},
+        **{f"{split} patients": number for split, number in outcome.num_patients.items()},
+    }
+    if outcome.tuned is not None:
+        rows["validation Dice"] = f"{outcome.tuned.start_dice:.3f} to {outcome.tuned.best_dice:.3f}"
+        rows["steps"] = f"{outcome.tuned.num_steps} in {outcome.tuned.seconds:.0f} s, ended by {outcome.tuned.ended_by}"
+    return _table([[name, str(value)] for name, value in rows.items()])
+
+
+def _curve(progress: Sequence[Progress]) -> str:
+    if not progress:
+        return ""
+    figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
+    steps = [p.step for p in progress]
+    axes.plot(steps, [p.best_dice for p in progress], label="best validation")
+    axes.plot(steps, [p.round_dices[-1] if p.round_dices else np.nan for p in progress], lw=0.6, label="training step")
+    axes.set(xlabel="step", ylabel="Dice", ylim=(0, 1))
+    axes.legend()
+    file = io.BytesIO()
+    figure.savefig(file, dpi=100)
+    plt.close(figure)
+    return f"<h2>Curve</h2>{_image(file.getvalue())}"
+
+
+def _groups(outcome: Outcome) -> str:
+    if outcome.verdict is None or not outcome.verdict.groups:
+        return ""
+    head = "<tr><th>group<th>targets<th>before<th>candidate<th>difference, 95 %"
+    rows = "".join(_group(g) for g in sorted(outcome.verdict.groups, key=lambda g: g.low))
+    note = f"A group passes when its difference is surely above {-MARGIN_DICE:+.2f} Dice; the worst come first."
+    return f"<h2>Gate</h2><p>{note}</p><table>{head}{rows}</table>"
+
+
+def _group(g: GroupVerdict) -> str:
+    cells = (g.group, g.num_targets, f"{g.production:.3f}", f"{g.candidate:.3f}", f"{g.low:+.3f} to {g.high:+.3f}")
+    look = "" if g.passes else " class=bad"
+    return f"<tr{look}>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells)
+
+
+def _quarantine(outcome: Outcome, pictured: Mapping[str, Record]) -> str:
+    if not outcome.findings:
+        return ""
+    figures = []
+    for number, finding in enumerate(outcome.findings):
+        record = pictured.get(finding.case) if number < MAX_NUM_PICTURES else None
+        picture = _image(label_picture(record)) if record is not None else ""
+        text = html.escape(f"{finding.case}: {finding.rule}: {finding.reason}")
+        figures.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
+    return f"<h2>Labels set aside ({len(outcome.findings)})</h2>{''.join(figures)}"
+
+
+def label_picture(record: Record) -> bytes:
+    """The slice with its label as a small PNG; the slice alone where the label has another size."""
+    label = record.targets[0][0] > 0
+    fits = label.shape == record.image.shape[:2]
+    picture = Image.fromarray(draw_overlay(record.image, label if fits else None))
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    return file.getvalue()
+
+
+def _image(png: bytes) -> str:
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode()}">'
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    lines = ("<tr>" + "".join(f"<td>{html.escape(cell)}" for cell in row) for row in rows)
+    return f"<table>{''.join(lines)}</table>"

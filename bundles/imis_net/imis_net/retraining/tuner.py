@@ -1,0 +1,59 @@
+"""The network behind a retraining: fine-tunes and answers on trunk features that are kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from imis_net.checkpoint import load_weights
+from imis_net.embedding_disk import EmbeddingDisk
+from imis_net.evaluation.harness import Score
+from imis_net.networks.build import BUILDERS
+from imis_net.networks.imis_net import IMISNet
+from imis_net.retraining.gate import answers
+from imis_net.retraining.trunk_store import TrunkStore
+from imis_net.training.dataset import Record
+from imis_net.training.finetune import FineTuned, FineTuning, Progress, fine_tune, save_fine_tuned
+from imis_net.training.trunk_features import TrunkFedSegmenter
+
+
+@dataclass
+class Tuner:
+    """``train`` and ``answers`` of a ``RetrainingCycle`` on one architecture.
+
+    Attributes:
+        model, architecture: a builder's name and arguments, as they are served.
+        disk: where trunk features are kept between runs.
+        num_encoded: how often a trunk ran.
+    """
+
+    model: str
+    disk: EmbeddingDisk
+    settings: FineTuning = field(default_factory=FineTuning)
+    architecture: Mapping[str, int] = field(default_factory=dict)
+    device: str = "cpu"
+    on_progress: Callable[[Progress], object] = lambda progress: None
+    should_stop: Callable[[], bool] = lambda: False
+    num_encoded: int = 0
+
+    def train(
+        self, start: Path, training: Sequence[Record], validation: Sequence[Record], candidate: Path
+    ) -> FineTuned:
+        network, features = self._loaded(start)
+        tuned = fine_tune(network, training, validation, self.settings, features, self.on_progress, self.should_stop)
+        self.num_encoded += features.num_encoded
+        save_fine_tuned(network, start, candidate, {"fine_tuned": "from labels of this deployment"})
+        return tuned
+
+    def answers(self, weights: Path, records: Sequence[Record]) -> list[Score]:
+        network, features = self._loaded(weights)
+        scores = answers(TrunkFedSegmenter(network, features, self.device), records)
+        self.num_encoded += features.num_encoded
+        return scores
+
+    def _loaded(self, weights: Path) -> tuple[IMISNet, TrunkStore]:
+        network = BUILDERS[self.model](**self.architecture)
+        load_weights(network, weights)
+        network.to(self.device).eval()
+        return network, TrunkStore(network, self.disk)
