@@ -1,16 +1,19 @@
 """What people labelled, read from MONAI Label's datastore as records of single slices. Nothing is ever written to it.
 
-Tag ``final`` is learnt from; tag ``reference`` judges every candidate and is never learnt from. A mask drawn on single
-slices is thin along the axis that it was drawn across: that axis is taken, and its slices that hold a label.
+Tag ``final`` is learnt from; tag ``reference`` judges every candidate and is never learnt from. Of a DICOMweb server
+these are the labels that were submitted through this one. A mask drawn on single slices is thin along the axis that it
+was drawn across: that axis is taken, and its slices that hold a label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
 from imis_net.errors import ImageError
@@ -35,7 +38,7 @@ def read_labels(datastore: Datastore) -> Labels:
 def fingerprints(datastore: Datastore) -> dict[str, str]:
     """Image id -> what changes when its final label does; cheap, since it is asked for again and again."""
     found = {}
-    for image in datastore.get_labeled_images():
+    for image in _here(datastore, "get_labeled_images")():
         path = _label_path(datastore, image, FINAL)
         if path is not None:
             found[image] = f"{path.stat().st_mtime_ns}-{path.stat().st_size}"
@@ -45,7 +48,7 @@ def fingerprints(datastore: Datastore) -> dict[str, str]:
 def _tagged(datastore: Datastore, tag: str) -> tuple[list[Record], list[Finding]]:
     records: list[Record] = []
     findings: list[Finding] = []
-    for image in sorted(datastore.list_images()):
+    for image in sorted(_here(datastore, "list_images")()):
         path = _label_path(datastore, image, tag)
         if path is None:
             continue
@@ -59,8 +62,14 @@ def _tagged(datastore: Datastore, tag: str) -> tuple[list[Record], list[Finding]
 def _label_path(datastore: Datastore, image: str, tag: str) -> Path | None:
     if tag not in datastore.get_labels_by_image_id(image):
         return None
-    path = Path(datastore.get_label_uri(image, tag))
+    path = Path(_here(datastore, "get_label_uri")(image, tag))
     return path if path.is_file() else None
+
+
+def _here(datastore: Datastore, method: str) -> Callable[..., Any]:
+    """Of a DICOMweb store the folder behind it: that asks no server, and holds what was submitted here."""
+    kind = LocalDatastore if isinstance(datastore, LocalDatastore) else type(datastore)
+    return partial(getattr(kind, method), datastore)
 
 
 def _slices(datastore: Datastore, image: str, path: Path, tag: str) -> Iterator[Record]:

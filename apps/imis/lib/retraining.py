@@ -84,6 +84,7 @@ class RetrainTask(TrainTask):
             self.settings.model,
             EmbeddingDisk(self.root / "trunk", max(self.settings.disk_cache_bytes, 1)),
             FineTuning(
+                max_steps=self.settings.retrain_steps,
                 max_seconds=_minutes(request, self.settings) * 60,
                 validate_every=VALIDATE_EVERY,
                 patience=PATIENCE,
