@@ -9,7 +9,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve serve-triton e2e test lint parity review \
-	bench-serving bench-accuracy bench-engine bench-retrain bench-triton
+	bench-serving bench-labels bench-accuracy bench-engine bench-retrain bench-triton studies
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -38,11 +38,17 @@ lint: venv ## ruff and mypy
 bench-serving: venv ## measure the server beside MONAI Label's own policy, then 100,000 hostile requests
 	@$(PYTHON) benchmarks/serving.py $(ARGS); first=$$?; $(PYTHON) benchmarks/serving_fuzz.py && exit $$first
 
+bench-labels: venv ## 10,000 faults in the label store
+	@$(PYTHON) benchmarks/label_store.py $(ARGS)
+
 parity: venv ## compare with the reference's outputs (GOLDEN=../shared/golden/public)
 	@$(PYTHON) scripts/check_parity.py --golden $(GOLDEN) $(ARGS)
 
 bench-accuracy: venv ## accuracy beside its goals and floors (DATA=../shared/data/dev)
 	@$(PYTHON) benchmarks/accuracy.py --data $(DATA) $(ARGS)
+
+studies: venv ## the paper's studies on DATA: click position, box offset, strategies, external boxes, sizes
+	@set -e; for table in benchmarks/study_*.py; do $(PYTHON) $$table --data $(DATA) $(ARGS); done
 
 bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
 	@$(PYTHON) benchmarks/data_engine.py $(ARGS)

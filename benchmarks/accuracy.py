@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -52,12 +53,11 @@ def main() -> int:
     args = parser.parse_args()
     segmenter, seeds = load_segmenter(weights=args.weights), range(args.num_seeds)
     btcv = records_of(args.data, "val", "BTCV")
-    return report("accuracy", [*_btcv_claims(segmenter, btcv, seeds), *_unseen_claims(segmenter, args.data, seeds)])
+    return report("accuracy", chain(_btcv_claims(segmenter, btcv, seeds), _unseen_claims(segmenter, args.data, seeds)))
 
 
-def _btcv_claims(segmenter: Segmenter, records: Sequence[Record], seeds: range) -> list[Claim]:
+def _btcv_claims(segmenter: Segmenter, records: Sequence[Record], seeds: range) -> Iterator[Claim]:
     floor = mean_by_round(EllipseFloor(), records, "box", 0, seeds)[0]
-    clicks = mean_by_round(segmenter, records, "click", 3, seeds)
     image, (_, truth) = records[0].image, next(records[0].masks(MIN_PIXELS))
     cost = measure_cost(segmenter, image, first_prompt(truth, "", "box", np.random.default_rng(0)))
     name = "BTCV patients 034-036"
@@ -66,35 +66,24 @@ def _btcv_claims(segmenter: Segmenter, records: Sequence[Record], seeds: range) 
         value = mean_by_round(segmenter, records, strategy, 0, seeds)[0]
         return Claim(f"{name}, {strategy}", value, goal, beside=floor_text)
 
-    return [
-        claim("box", 0.90, f"floor {floor:.3f}; {cost}"),
-        Claim(f"{name}, click", clicks[0], 0.80, beside="floor -"),
-        Claim(f"{name}, click + 3 corrections", clicks[3], 0.88, beside="floor -"),
-        claim("text", 0.70),
-        claim("text+click", 0.85),
-    ]
+    yield claim("box", 0.90, f"floor {floor:.3f}; {cost}")
+    clicks = mean_by_round(segmenter, records, "click", 3, seeds)
+    yield Claim(f"{name}, click", clicks[0], 0.80, beside="floor -")
+    yield Claim(f"{name}, click + 3 corrections", clicks[3], 0.88, beside="floor -")
+    yield claim("text", 0.70)
+    yield claim("text+click", 0.85)
 
 
-def _unseen_claims(segmenter: Segmenter, data: Path, seeds: range) -> list[Claim]:
-    sets = {name: records_of(data, *which) for name, which in UNSEEN.items()}
-    ours, floor = (
-        {name: mean_by_round(s, records, "box", 0, seeds)[0] for name, records in sets.items()}
-        for s in (segmenter, EllipseFloor())
-    )
+def _unseen_claims(segmenter: Segmenter, data: Path, seeds: range) -> Iterator[Claim]:
+    ours, floors = {}, {}
+    for name, which in UNSEEN.items():
+        records = records_of(data, *which)
+        ours[name], floors[name] = (mean_by_round(s, records, "box", 0, seeds)[0] for s in (segmenter, EllipseFloor()))
+        goal = floors[name] + ABOVE_FLOOR
+        yield Claim(f"{name}, never trained on, box", ours[name], goal, beside=f"floor {floors[name]:.3f}")
+    yield Claim(f"{len(ours)} sets never trained on, box", _mean(ours), 0.82, beside=f"floor {_mean(floors):.3f}")
     human = mean_by_round(segmenter, records_of(data, *SCRIBBLED), "click", 3, seeds, human_clicks=True)
-    return [
-        *(
-            Claim(
-                f"{name}, never trained on, box",
-                ours[name],
-                floor[name] + ABOVE_FLOOR,
-                beside=f"floor {floor[name]:.3f}",
-            )
-            for name in sets
-        ),
-        Claim(f"{len(sets)} sets never trained on, box", _mean(ours), 0.82, beside=f"floor {_mean(floor):.3f}"),
-        Claim("never trained on, human first click + 3 corrections", human[3], 0.75, beside="floor -"),
-    ]
+    yield Claim("never trained on, human first click + 3 corrections", human[3], 0.75, beside="floor -")
 
 
 def _mean(by_set: Mapping[str, float]) -> float:

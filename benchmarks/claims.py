@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,25 +48,27 @@ class Claim:
         return f"{self.name}: {self.value:.4g} (goal {self.bound} {self.goal:.4g}{beside}) {verdict}"
 
 
-def report(table: str, claims: Sequence[Claim]) -> int:
-    """Print the claims, write ``results/<table>.csv``; the exit code: 1 if any falls short."""
+def report(table: str, claims: Iterable[Claim]) -> int:
+    """Print each claim as it comes, write ``results/<table>.csv``; the exit code: 1 if any falls short."""
+    seen = []
     for claim in claims:
         print(claim, flush=True)
-    write_results(table, claims)
-    return int(not all(claim.holds for claim in claims))
+        seen.append(claim)
+    write_results(table, seen)
+    return int(not all(claim.holds for claim in seen))
 
 
 def write_results(table: str, claims: Sequence[Claim]) -> None:
-    where = _where()
+    facts = where()
     RESULTS.mkdir(exist_ok=True)
     with (RESULTS / f"{table}.csv").open("w", newline="") as file:
         rows = csv.writer(file)
-        rows.writerow(["claim", "value", "bound", "goal", "holds", "beside", *where])
+        rows.writerow(["claim", "value", "bound", "goal", "holds", "beside", *facts])
         for c in claims:
-            rows.writerow([c.name, f"{c.value:.6g}", c.bound, f"{c.goal:.6g}", c.holds, c.beside, *where.values()])
+            rows.writerow([c.name, f"{c.value:.6g}", c.bound, f"{c.goal:.6g}", c.holds, c.beside, *facts.values()])
 
 
-def _where() -> dict[str, str]:
+def where() -> dict[str, str]:
     """Commit, device and versions: a figure without them is nobody's."""
     commit = subprocess.run(
         ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False

@@ -18,6 +18,7 @@ if _BUNDLE.is_dir() and str(_BUNDLE) not in sys.path:
 import torch  # noqa: E402
 from fastapi import HTTPException  # noqa: E402
 from monailabel.config import settings  # noqa: E402
+from monailabel.datastore.dicom import DICOMWebDatastore  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag  # noqa: E402
 from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
@@ -36,6 +37,7 @@ from lib import front, request_log, routes  # noqa: E402
 from lib.config import read_config, state_dir  # noqa: E402
 from lib.gate import check_binding, credentials_of  # noqa: E402
 from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
+from lib.label_store import LabelStore  # noqa: E402
 from lib.names import checked_name  # noqa: E402
 from lib.pool import WorkerPool  # noqa: E402
 from lib.prompt_log import PromptLog  # noqa: E402
@@ -47,6 +49,7 @@ from lib.sessions import PromptMemory  # noqa: E402
 from lib.strategies import Scorer, strategies  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
+from lib.versioned_datastore import VersionedDicomWebDatastore, VersionedLocalDatastore  # noqa: E402
 
 IMAGE_EXTENSIONS = ("nii.gz", "nii", "nrrd", "mha", "dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp")
 
@@ -72,6 +75,20 @@ class ImisApp(MONAILabelApp):
             name="IMIS-Net",
             description="Interactive medical image segmentation: click, box or name a target",
             version=__version__,
+        )
+
+    def init_datastore(self) -> Datastore:
+        self.label_store = LabelStore(state_dir(self.config, self.studies.rstrip("/")) / "labels")
+        if self.studies.startswith(("http://", "https://")):
+            store = super().init_datastore()
+            is_dicomweb = isinstance(store, DICOMWebDatastore)
+            return VersionedDicomWebDatastore.adopt(store, self.label_store) if is_dicomweb else store
+        return VersionedLocalDatastore(
+            self.label_store,
+            self.studies,
+            extensions=settings.MONAI_LABEL_DATASTORE_FILE_EXT,
+            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
+            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
 
     def init_infers(self) -> dict[str, InferTask]:

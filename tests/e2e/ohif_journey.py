@@ -28,7 +28,8 @@ from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import CHROMIUM, FLAGS, running
+from conftest import CHROMIUM, FLAGS
+from running_server import running_server
 
 ORTHANC = "http://127.0.0.1:8042"
 PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
@@ -43,7 +44,8 @@ def main(folder: Path) -> None:
     with _orthanc(folder):
         for file in sorted((folder / "series").iterdir()):
             requests.post(f"{ORTHANC}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
-        with running(f"{ORTHANC}/dicom-web", folder, MONAI_LABEL_DICOMWEB_CACHE_EXPIRY="2") as server, _page() as page:
+        serving = running_server(folder, f"{ORTHANC}/dicom-web", MONAI_LABEL_DICOMWEB_CACHE_EXPIRY="2")
+        with serving as server, _page() as page:
             try:
                 _walk(page, server.url, study, series)
             finally:

@@ -22,6 +22,7 @@ APP = ROOT / "apps" / "imis"
 @dataclass
 class RunningServer:
     url: str
+    studies: str
     log: Path
     process: subprocess.Popen
 
@@ -38,7 +39,7 @@ def free_port() -> int:
 
 @contextmanager
 def running_server(
-    folder: Path, studies: Path, *arguments: str, app: Path = APP, ready: str = "/readyz"
+    folder: Path, studies: Path | str, *arguments: str, app: Path = APP, ready: str = "/readyz", **environment: str
 ) -> Iterator[RunningServer]:
     """MONAI Label's own command with this project's app, stopped at the end."""
     port, log = free_port(), folder / "server.log"
@@ -51,11 +52,13 @@ def running_server(
             cwd=folder,
             env={
                 **os.environ,
+                "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
                 "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
-                "MONAI_LABEL_AUTO_UPDATE_SCORING": "false",
+                "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
+                **environment,
             },
         )
-    server = RunningServer(f"http://127.0.0.1:{port}", log, process)
+    server = RunningServer(f"http://127.0.0.1:{port}", str(studies), log, process)
     try:
         _wait(server, ready)
         yield server

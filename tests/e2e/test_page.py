@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import requests
 import SimpleITK as sitk
+from running_server import RunningServer, running_server
 
 expect = pytest.importorskip("playwright.sync_api").expect
 
@@ -40,11 +41,11 @@ class Plane:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, serve: Callable) -> Iterator:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("page")
     shutil.copytree(SAMPLES, folder / "studies")
     nib.save(_phantom()[0], folder / "studies" / "phantom.nii.gz")
-    with serve(str(folder / "studies"), folder) as running:
+    with running_server(folder, folder / "studies") as running:
         yield running
 
 

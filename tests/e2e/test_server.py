@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,9 +17,8 @@ from monailabel.client import MONAILabelClient
 from PIL import Image
 from pydicom.data import get_testdata_file
 from requests_toolbelt.multipart.decoder import MultipartDecoder
+from running_server import APP, running_server
 
-ROOT = Path(__file__).resolve().parents[2]
-APP = ROOT / "apps" / "imis"
 SAMPLES = APP / "sample_studies"
 FACTS = json.loads((SAMPLES / "labels.json").read_text())
 CT, ORGAN = FACTS["example"]["image"], FACTS["example"]["label"]
@@ -65,37 +59,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     Image.fromarray(np.stack([slices[1][:400]] * 3, axis=-1)).save(studies / "photo.png")
     (studies / "truncated.nii.gz").write_bytes((SAMPLES / f"{CT}.nii.gz").read_bytes()[:5000])
     (studies / "no_image.png").write_text("this is not a picture")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    log = folder / "server.log"
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(APP), "--studies", str(studies)]
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=output,
-            stderr=output,
-            cwd=folder,
-            env={**os.environ, "MONAI_LABEL_SESSION_PATH": str(folder / "sessions")},
-        )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        _wait(url, process, log)
-        yield Server(url, studies, log)
-    finally:
-        process.send_signal(signal.SIGTERM)
-        process.wait(30)
-
-
-def _wait(url: str, process: subprocess.Popen, log: Path) -> None:
-    for _ in range(240):
-        assert process.poll() is None, f"server stopped:\n{log.read_text()[-4000:]}"
-        try:
-            if requests.get(f"{url}/info/", timeout=30).status_code == 200:
-                return
-        except requests.ConnectionError:
-            time.sleep(0.5)
-    pytest.fail(f"no answer in two minutes:\n{log.read_text()[-4000:]}")
+    with running_server(folder, studies) as running:
+        yield Server(running.url, studies, running.log)
 
 
 def _read(nrrd: bytes, folder: Path) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 from monailabel.client import MONAILabelClient
+from running_server import running_server
 
 SHAPE, CENTRE, RADII = (96, 88, 12), (38, 50, 5), (16, 12, 4)
 
@@ -27,12 +27,12 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
     return 2 * float((a & b).sum()) / float(a.sum() + b.sum())
 
 
-def test_next_sample_click_roi_propagate_submit(tmp_path: Path, serve: Callable) -> None:
+def test_next_sample_click_roi_propagate_submit(tmp_path: Path) -> None:
     """Breaks if a swapped roi is taken as empty, or a mask leaves the image's grid."""
     studies = tmp_path / "studies"
     studies.mkdir()
     truth = _study(studies / "case.nii.gz")
-    with serve(str(studies), tmp_path) as server:
+    with running_server(tmp_path, studies) as server:
         client = MONAILabelClient(server.url, str(tmp_path), client_id="user-test")
         assert not client.auth_enabled()
         assert {"imis", "imis_text", "imis_propagate"} <= set(client.info()["models"])

@@ -3,12 +3,15 @@
 import numpy as np
 import pytest
 import torch
+from sam2.build_sam import build_sam2
+from sam2.sam2_image_predictor import SAM2ImagePredictor
 from segment_anything import SamPredictor
 from segment_anything.modeling import ImageEncoderViT, Sam
 from torch.nn import functional as F
 
 from imis_net.adapters.medsam import MedSamSegmenter
 from imis_net.adapters.sam import SamSegmenter, load_sam
+from imis_net.adapters.sam2 import load_sam2
 from imis_net.adapters.sam_med2d import Adapter, SamMed2dSegmenter, build_sam_med2d, load_sam_med2d
 from imis_net.errors import CheckpointError, PromptError
 from imis_net.prompts import Prompt
@@ -99,3 +102,28 @@ def test_med2d_file_loads_strictly_and_its_adapters_matter(tmp_path):
     assert segmenter.predict(segmenter.encode_image(IMAGE), Prompt(**CLICK)).mask.shape == (90, 120)
     with pytest.raises(CheckpointError, match="does not fit"):
         load_sam(tmp_path / "med2d.pth")
+
+
+def test_sam2_file_loads_strictly_and_equals_its_own_predictor(tmp_path):
+    """Breaks if the published names change, the wrong size or version is built, or features are kept between users."""
+    torch.manual_seed(0)
+    network = build_sam2("configs/sam2.1/sam2.1_hiera_t.yaml", device="cpu")
+    torch.save({"model": network.state_dict()}, tmp_path / "sam2.pt")
+    segmenter = load_sam2(tmp_path / "sam2.pt")
+    predictor = SAM2ImagePredictor(network)
+    predictor.set_image(IMAGE)
+    embedding, _ = segmenter.encode_image(IMAGE), segmenter.encode_image(IMAGE[::-1].copy())
+    for prompt, multimask in ((Prompt(**CLICK), True), (Prompt(box=BOX), False), (Prompt(**CLICK, box=BOX), False)):
+        masks, iou, low_res = predictor.predict(
+            prompt.point_coords, prompt.point_labels, prompt.box, multimask_output=multimask
+        )
+        ours = segmenter.predict(embedding, prompt)
+        np.testing.assert_allclose(ours.low_res_mask, low_res[iou.argmax()], atol=1e-4)
+        assert np.array_equal(ours.mask, masks[iou.argmax()] > 0)
+    again = segmenter.predict(embedding, Prompt(**CLICK, low_res_mask=ours.low_res_mask))
+    _, _, theirs = predictor.predict(*CLICK.values(), mask_input=low_res[:1], multimask_output=False)
+    np.testing.assert_allclose(again.low_res_mask, theirs[0], atol=1e-4)
+    with pytest.raises(PromptError, match="knows no text"):
+        segmenter.predict(embedding, Prompt(text="liver"))
+    with pytest.raises(CheckpointError, match="does not hold"):
+        load_sam(tmp_path / "sam2.pt")

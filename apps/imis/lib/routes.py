@@ -28,7 +28,7 @@ from monailabel.utils.others.generic import remove_file
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from lib import login, model_routes, ohif, page, propagate, stock_routes, target_routes, telemetry
+from lib import label_routes, login, model_routes, ohif, page, propagate, stock_routes, target_routes, telemetry
 from lib.gate import check_plain
 from lib.names import checked_name
 from lib.pool import PoolFull, Superseded
@@ -41,6 +41,7 @@ MODULES: Sequence[ModuleType] = (
     telemetry,
     login,
     target_routes,
+    label_routes,
     ohif,
     page,
     propagate,

@@ -8,6 +8,7 @@ from typing import Any
 
 from imis_net.adapters.medsam import load_medsam
 from imis_net.adapters.sam import load_sam
+from imis_net.adapters.sam2 import load_sam2
 from imis_net.adapters.sam_med2d import load_sam_med2d
 from imis_net.errors import CheckpointError
 from imis_net.evaluation.floors import EllipseFloor, RectangleFloor
@@ -15,6 +16,7 @@ from imis_net.segmenter import DEFAULT_MODEL, Segmenter, load_segmenter
 
 RIVALS: dict[str, Callable[[Path], Segmenter]] = {
     "sam": load_sam,
+    "sam2": load_sam2,
     "medsam": load_medsam,
     "sam_med2d": load_sam_med2d,
 }

@@ -84,7 +84,7 @@ def ground_text(
         loss.backward()
         optimiser.step()
         schedule.step()
-        recent.append(1 - float(dice.mean()))
+        recent.append(1 - dice.mean().item())
         if step % 100 == 0:
             curve.append(float(np.mean(recent)))
             log.info("grounding step %d of %d: soft Dice %.3f", step, num_steps, curve[-1])

@@ -20,14 +20,14 @@ SOURCE = "scene"
 
 
 def random_scene(rng: np.random.Generator) -> Record:
-    """A square grey image of 56 to 256 pixels with its label maps; no target has a name."""
-    side = int(np.exp(rng.uniform(np.log(MIN_SIDE), np.log(MAX_SIDE))))
-    draw = SCENES[rng.integers(len(SCENES))]
-    image, label_maps = draw(side, rng)
+    """A square grey image of 56 to 256 pixels with at least one label map; no target has a name."""
+    targets: tuple[tuple[np.ndarray, dict[int, str]], ...] = ()
+    while not targets:  # now and then everything drawn lies outside
+        side = int(np.exp(rng.uniform(np.log(MIN_SIDE), np.log(MAX_SIDE))))
+        draw = SCENES[rng.integers(len(SCENES))]
+        image, label_maps = draw(side, rng)
+        targets = tuple((m.astype(np.uint16), {}) for m in label_maps if m.any())
     grey = np.clip(image * 255, 0, 255).astype(np.uint8)
-    targets: tuple[tuple[np.ndarray, dict[int, str]], ...] = tuple(
-        (m.astype(np.uint16), {}) for m in label_maps if m.any()
-    )
     return Record(draw.__name__, SOURCE, SOURCE, SOURCE, np.repeat(grey[..., None], 3, axis=2), targets)
 
 

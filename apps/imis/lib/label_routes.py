@@ -1,0 +1,202 @@
+"""Labels over HTTP: every save is a version that can be listed, fetched, compared and brought back.
+
+=====================================================  =============================================================
+``PUT  /datastore/label?image=ID&tag=final``           save; ``params`` may hold ``parent``, the version begun from
+``GET  /imis/labels/{image}?tag=``                     all versions, the oldest first
+``GET  /imis/labels/{image}/{version}``                the file as it was saved
+``GET  /imis/labels/{image}/{version}/diff?against=N`` voxels by label that came and went, and Dice
+``POST /imis/labels/{image}/{version}/restore``        save it again as the newest
+=====================================================  =============================================================
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from fastapi import File, Form, HTTPException, Request, Response, UploadFile
+from fastapi.routing import APIRoute
+from starlette.routing import BaseRoute
+
+from imis_net.errors import ImageError
+from imis_net.images import read_volume
+from lib.label_files import RAW_SUFFIX, LabelError, checked_label
+from lib.label_store import LabelStore, LabelStoreError, Version
+from lib.names import checked_name
+from lib.prompt_log import TargetKey
+from lib.versioned_datastore import AUTHOR, PARENT, VERSION
+from lib.work import user_of
+
+if TYPE_CHECKING:
+    from main import ImisApp
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
+    def save(
+        http: Request,
+        image: str,
+        label: Annotated[UploadFile, File()],
+        params: Annotated[str, Form()] = "{}",
+        tag: str = "final",
+    ) -> dict[str, Any]:
+        """Keep a label; what is answered 200 is on the disk. ``conflict``: somebody saved since ``parent``.
+
+        422: not a label of this image. 507: the disk is full; nothing was kept.
+        """
+        info = _info(params)
+        author = user_of(http, info.get("client_id"))
+        with tempfile.TemporaryDirectory() as folder:
+            file = _received(label, Path(folder))
+            volume = app().engine.volumes.read(app().path_of(image))
+            with _as_4xx():
+                content = checked_label(file, volume)
+            if file.suffix != RAW_SUFFIX and content != file.read_bytes():
+                file = file.with_name("label.nii")
+                file.write_bytes(content)
+            before = _store(app()).newest(image, tag)
+            facts: dict[str, Any] = {
+                PARENT: before and before.id,
+                **info,
+                AUTHOR: author,
+                **_origin(app(), author, image),
+            }
+            with _as_4xx():
+                label_id = app().datastore().save_label(image, str(file), checked_name("tag", tag), facts)
+        app().on_save_label(image, label_id)
+        mine = _store(app()).get(image, int(facts[VERSION]))
+        last = _store(app()).newest(image, tag, before=mine.id)
+        conflict = last is not None and last.id != mine.parent
+        return {"image": image, "label": label_id, VERSION: mine.id, PARENT: mine.parent, "conflict": conflict}
+
+    def versions(image: str, tag: str | None = None) -> dict[str, Any]:
+        """All versions of an image's labels."""
+        return {"versions": [_shown(v) for v in _store(app()).versions(checked_name("image", image), tag)]}
+
+    def fetch(image: str, version: int) -> Response:
+        """A version's file, byte by byte."""
+        with _as_4xx():
+            found = _store(app()).get(image, version)
+            content = _store(app()).read(found)
+        name = f"version_{found.id}{found.suffix}"
+        headers = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(content, media_type="application/octet-stream", headers=headers)
+
+    def diff(image: str, version: int, against: int) -> dict[str, Any]:
+        """What changed from ``against`` to ``version``."""
+        with _as_4xx():
+            store = _store(app())
+            new, old = (_array(store, store.get(image, v)) for v in (version, against))
+        if new.shape != old.shape:
+            raise HTTPException(422, f"versions of different size: {list(new.shape)} and {list(old.shape)}")
+        return {"labels": {str(value): _changes(new == value, old == value) for value in _values(new, old)}}
+
+    def restore(http: Request, image: str, version: int) -> dict[str, Any]:
+        """Make an older version the newest, as a version of its own."""
+        with _as_4xx(), tempfile.TemporaryDirectory() as folder:
+            store = _store(app())
+            found = store.get(image, version)
+            file = Path(folder) / f"label{found.suffix}"
+            file.write_bytes(store.read(found))
+            newest = store.newest(image, found.tag)
+            facts: dict[str, Any] = {
+                **found.facts,
+                AUTHOR: user_of(http),
+                PARENT: newest and newest.id,
+                "restored_from": found.id,
+            }
+            app().datastore().save_label(image, str(file), found.tag, facts)
+            return _shown(store.get(image, facts[VERSION]))
+
+    made: list[tuple[str, Callable[..., object], str]] = [
+        ("/datastore/label", save, "PUT"),
+        ("/imis/labels/{image}", versions, "GET"),
+        ("/imis/labels/{image}/{version}", fetch, "GET"),
+        ("/imis/labels/{image}/{version}/diff", diff, "GET"),
+        ("/imis/labels/{image}/{version}/restore", restore, "POST"),
+    ]
+    return [APIRoute(path, call, methods=[method], tags=["Labels"], response_model=None) for path, call, method in made]
+
+
+@contextmanager
+def _as_4xx() -> Iterator[None]:
+    """What the label store and the disk say, as answers."""
+    try:
+        yield
+    except LabelError as error:
+        raise HTTPException(422, str(error)) from error
+    except ImageError as error:
+        raise HTTPException(422, str(error)) from error
+    except LabelStoreError as error:
+        raise HTTPException(404, str(error)) from error
+    except sqlite3.Error as error:
+        full = "full" in str(error)
+        raise HTTPException(507 if full else 503, f"label not saved: {error}") from error
+    except OSError as error:
+        full = error.errno in FULL
+        raise HTTPException(507 if full else 503, f"label not saved: {error.strerror or 'the disk failed'}") from error
+
+
+def _store(app: ImisApp) -> LabelStore:
+    return app.label_store
+
+
+def _info(params: str) -> dict[str, Any]:
+    try:
+        info = json.loads(params or "{}")
+    except (ValueError, RecursionError) as error:
+        raise HTTPException(400, f"params: expected a JSON object: {error}") from error
+    if not isinstance(info, dict):
+        raise HTTPException(400, f"params: expected a JSON object, got {params[:60]!r}")
+    if not isinstance(info.get(PARENT), int | None):
+        raise HTTPException(422, f"{PARENT}: expected the number of a version, got {info[PARENT]!r}")
+    return info
+
+
+def _received(upload: UploadFile, folder: Path) -> Path:
+    suffixes = "".join(Path(upload.filename or "").suffixes[-2:])[-16:]
+    file = folder / f"label{suffixes or '.nii.gz'}"
+    with file.open("wb") as copy:
+        shutil.copyfileobj(upload.file, copy)
+    return file
+
+
+def _origin(app: ImisApp, user: str, image: str) -> dict[str, object]:
+    """Where the label came from: the weights that answer now, and this user's prompts on the image by target."""
+    log = app.targets.log
+    prompts = {t: [dict(e.params) for e in log.read(TargetKey(user, image, t))] for t in log.targets(user, image)}
+    return {"weights": app.engine.segmenter.weights_digest, **({"prompts": prompts} if prompts else {})}
+
+
+def _shown(version: Version) -> dict[str, Any]:
+    return {key: value for key, value in asdict(version).items() if key != "image"}
+
+
+def _array(store: LabelStore, version: Version) -> np.ndarray:
+    content = store.read(version)
+    if version.suffix == RAW_SUFFIX:
+        return np.frombuffer(content, np.uint8)
+    with tempfile.NamedTemporaryFile(suffix=version.suffix) as file:
+        file.write(content)
+        file.flush()
+        return read_volume(Path(file.name)).array
+
+
+def _values(*arrays: np.ndarray) -> list[int]:
+    return sorted({int(v) for array in arrays for v in np.unique(array)} - {0})
+
+
+def _changes(new: np.ndarray, old: np.ndarray) -> dict[str, float]:
+    kept = int(np.count_nonzero(new & old))
+    total = int(new.sum()) + int(old.sum())
+    return {"added": int(new.sum()) - kept, "removed": int(old.sum()) - kept, "dice": 2 * kept / total}
