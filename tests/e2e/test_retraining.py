@@ -132,7 +132,7 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
         "image_size": str(SIDE_PX),
         "retrain_after": str(NUM_LABELS),
         "retrain_minutes": "5",
-        "retrain_steps": "70",  # not seconds: the same on a slow machine
+        "retrain_steps": "60",  # not seconds: the same on a slow machine
     }
     conf = [word for key, value in settings.items() for word in ("--conf", key, value)]
     with running_server(tmp_path, tmp_path / "studies", *conf) as server:
