@@ -46,15 +46,18 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dev")
     args = parser.parse_args()
-    claims: list[Claim] = []
+    status = 0
     with tempfile.TemporaryDirectory() as folder:
-        if "simulation" in args.only:
-            claims += simulation(Path(folder) / "simulation", args.fires)
-        if "unseen" in args.only:
-            claims += unseen(Path(folder), args.data, args.minutes)
-        if "clicks" in args.only:
-            claims += clicks(Path(folder) / "clicks")
-    return report("retrain", claims)
+        parts = {
+            "simulation": lambda path: simulation(path, args.fires),
+            "unseen": lambda path: unseen(path, args.data, args.minutes),
+            "clicks": clicks,
+        }
+        for name in args.only.split(","):
+            path = Path(folder) / name
+            path.mkdir()
+            status |= report(f"retrain_{name}", parts[name](path))
+    return status
 
 
 def simulation(folder: Path, num_fires: int) -> list[Claim]:
@@ -113,7 +116,6 @@ def unseen(folder: Path, data: Path, minutes: float) -> list[Claim]:
 
 def clicks(folder: Path) -> list[Claim]:
     """Clicks of one annotator on a real server, before and while it retrains in its process."""
-    folder.mkdir()
     shutil.copytree(SAMPLES, folder / "studies")
     for name in FACTS["images"]:
         tag = "reference" if name.endswith("1") else "final"

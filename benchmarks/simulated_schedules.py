@@ -135,7 +135,12 @@ class Deployment:
             store = LocalDatastore(str(self.studies), read_only=True)
             done: list[object] = []
             schedule = RetrainingSchedule(
-                self.root, "0 2 * * *", 1, lambda: fingerprints(store), lambda: done.append(self._retrain(store)), 0.01
+                self.root,
+                "0 2 * * *",
+                1,
+                lambda: fingerprints(store),
+                lambda: done.append(self._retrain(store)) is None,
+                0.01,
             )
             schedule.start()
             end = time.monotonic() + 120
@@ -211,7 +216,7 @@ class Deployment:
         registry = ModelRegistry(self.root / "registry")
         served = registry.current()
         whole = served is None or sha256(registry.weights(served.digest)) == served.digest
-        schedule = RetrainingSchedule(self.root, "0 2 * * *", 0, dict, lambda: None)
+        schedule = RetrainingSchedule(self.root, "0 2 * * *", 0, dict, lambda: True)
         schedule.start()
         end = time.monotonic() + 20
         while not schedule.next_run() and time.monotonic() < end:

@@ -140,7 +140,7 @@ class ImisApp(MONAILabelApp):
             config.retrain,
             config.retrain_after,
             lambda: new_labels(root, self.datastore()),
-            lambda: AsyncTask.run("train", request={"model": "imis"}),
+            lambda: AsyncTask.run("train", request={"model": "imis"})[0] is not None,
         )
         self.schedule.start()
 

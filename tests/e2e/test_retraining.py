@@ -131,7 +131,8 @@ def server(tmp_path: Path) -> Iterator[RunningServer]:
         "weights": str(_poor_weights(tmp_path / "poor.safetensors")),
         "image_size": str(SIDE_PX),
         "retrain_after": str(NUM_LABELS),
-        "retrain_minutes": "0.2",
+        "retrain_minutes": "5",
+        "retrain_steps": "60",  # not seconds: the same on a slow machine
     }
     conf = [word for key, value in settings.items() for word in ("--conf", key, value)]
     with running_server(tmp_path, tmp_path / "studies", *conf) as server:

@@ -55,7 +55,7 @@ class Config:
         let_anybody_in: "yes" opens the server to the whole network without asking who is there.
         retrain: when to retrain, as five cron fields in the server's time zone; "" is never by the clock.
         retrain_after: new labels after which to retrain; 0 is never by count.
-        retrain_minutes: what fine-tuning may take.
+        retrain_minutes: what fine-tuning may take; retrain_steps: the most steps of it.
         retrain_threads: torch threads of retraining; 0 is half of the cores.
     """
 
@@ -86,6 +86,7 @@ class Config:
     retrain: str = ""
     retrain_after: int = 0
     retrain_minutes: float = 10.0
+    retrain_steps: int = 2000
     retrain_threads: int = 0
 
     @property
@@ -268,5 +269,6 @@ _READERS: dict[str, Callable[[str], object]] = {
     "retrain": _cron,
     "retrain_after": _count,
     "retrain_minutes": _minutes,
+    "retrain_steps": _positive,
     "retrain_threads": _count,
 }

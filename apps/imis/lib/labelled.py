@@ -1,20 +1,25 @@
 """What people labelled, read from MONAI Label's datastore as records of single slices. Nothing is ever written to it.
 
-Tag ``final`` is learnt from; tag ``reference`` judges every candidate and is never learnt from. A mask drawn on single
-slices is thin along the axis that it was drawn across: that axis is taken, and its slices that hold a label.
+Tag ``final`` is learnt from; tag ``reference`` judges every candidate and is never learnt from. Of a DICOMweb server
+these are the labels that were submitted through this one. A mask drawn on single slices is thin along the axis that it
+was drawn across: that axis is taken, and its slices that hold a label.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
+from pydicom import dcmread
+from pydicom.errors import InvalidDicomError
 
 from imis_net.errors import ImageError
-from imis_net.images import Volume, read_volume
+from imis_net.images import read_volume
 from imis_net.retraining.cycle import Labels
 from imis_net.retraining.label_checks import Finding
 from imis_net.training.dataset import Record
@@ -35,7 +40,7 @@ def read_labels(datastore: Datastore) -> Labels:
 def fingerprints(datastore: Datastore) -> dict[str, str]:
     """Image id -> what changes when its final label does; cheap, since it is asked for again and again."""
     found = {}
-    for image in datastore.get_labeled_images():
+    for image in _here(datastore, "get_labeled_images")():
         path = _label_path(datastore, image, FINAL)
         if path is not None:
             found[image] = f"{path.stat().st_mtime_ns}-{path.stat().st_size}"
@@ -45,7 +50,7 @@ def fingerprints(datastore: Datastore) -> dict[str, str]:
 def _tagged(datastore: Datastore, tag: str) -> tuple[list[Record], list[Finding]]:
     records: list[Record] = []
     findings: list[Finding] = []
-    for image in sorted(datastore.list_images()):
+    for image in sorted(_here(datastore, "list_images")()):
         path = _label_path(datastore, image, tag)
         if path is None:
             continue
@@ -59,33 +64,30 @@ def _tagged(datastore: Datastore, tag: str) -> tuple[list[Record], list[Finding]
 def _label_path(datastore: Datastore, image: str, tag: str) -> Path | None:
     if tag not in datastore.get_labels_by_image_id(image):
         return None
-    path = Path(datastore.get_label_uri(image, tag))
+    path = Path(_here(datastore, "get_label_uri")(image, tag))
     return path if path.is_file() else None
+
+
+def _here(datastore: Datastore, method: str) -> Callable[..., Any]:
+    """Of a DICOMweb store the folder behind it: that asks no server, and holds what was submitted here."""
+    kind = LocalDatastore if isinstance(datastore, LocalDatastore) else type(datastore)
+    return partial(getattr(kind, method), datastore)
 
 
 def _slices(datastore: Datastore, image: str, path: Path, tag: str) -> Iterator[Record]:
     volume, label = read_volume(Path(datastore.get_image_uri(image))), read_volume(path)
-    info = datastore.get_label_info(image, tag) or {}
-    patient = str((datastore.get_image_info(image) or {}).get("patient") or volume_patient(datastore, image))
-    values = np.rint(label.array[..., 0] if label.is_colour else label.array)
-    if values.shape != volume.array.shape[:3]:
-        map_ = np.clip(values[:, :, 0].T, 0, 65535).astype(np.uint16)
-        yield _record(image, patient, volume, 2, 0, map_, {})  # its own finding later: a label of another size
-        return
-    values = np.clip(values, 0, 65535).astype(np.uint16)
-    names = target_names(info, [int(v) for v in np.unique(values) if v])
-    axis, indices = _drawn_slices(values)
+    facts, said = datastore.get_image_info(image) or {}, datastore.get_label_info(image, tag) or {}
+    patient = str(facts.get("patient") or facts.get("PatientID") or file_patient(datastore, image))
+    modality = str(volume.modality or facts.get("Modality") or "unknown")
+    values = np.clip(np.rint(label.array[..., 0] if label.is_colour else label.array), 0, 65535).astype(np.uint16)
+    names = target_names(said, [int(v) for v in np.unique(values) if v])
+    # A label of another size keeps it: the label checks say so.
+    fits = values.shape == volume.array.shape[:3]
+    axis, indices = _drawn_slices(values) if fits else (2, [0])
     for index in indices:
         label_map = np.ascontiguousarray(np.take(values, index, axis=axis).T)
-        yield _record(image, patient, volume, axis, index, label_map, names)
-
-
-def _record(
-    image: str, patient: str, volume: Volume, axis: int, index: int, label_map: np.ndarray, names: dict[int, str]
-) -> Record:
-    modality = volume.modality or "unknown"
-    picture = volume.slice_rgb(index, axis)
-    return Record(f"{image}_{axis}_{index}", patient, "labels", modality, picture, ((label_map, names),))
+        picture, case = volume.slice_rgb(index, axis), f"{image}_{axis}_{index}"
+        yield Record(case, patient, "labels", modality, picture, ((label_map, names),))
 
 
 def _drawn_slices(values: np.ndarray) -> tuple[int, Sequence[int]]:
@@ -115,18 +117,12 @@ def target_names(info: Mapping[str, Any], values: Sequence[int]) -> dict[int, st
     return {}
 
 
-def volume_patient(datastore: Datastore, image: str) -> str:
-    """Who it is of: a DICOM image says so; any other image is a patient of its own."""
-    info = datastore.get_image_info(image) or {}
-    if info.get("PatientID"):
-        return str(info["PatientID"])
+def file_patient(datastore: Datastore, image: str) -> str:
+    """Who an image's file says it is of; one that does not say is a patient of its own."""
     path = Path(datastore.get_image_uri(image))
     first = min((p for p in path.iterdir() if p.is_file()), default=path) if path.is_dir() else path
     if first.suffix.lower() not in (".dcm", ""):
         return image
-    from pydicom import dcmread
-    from pydicom.errors import InvalidDicomError
-
     try:
         return str(dcmread(first, stop_before_pixels=True).get("PatientID") or image)
     except (InvalidDicomError, OSError):

@@ -31,7 +31,7 @@ def served_weights(config: Config, root: Path) -> Path:
         CheckpointError: a damaged registry.
     """
     base = weights_path(config.model, config.weights)
-    if not (root / "registry" / "current.json").is_file():
+    if config.segmenter != "torch" or not (root / "registry" / "current.json").is_file():
         return base
     registry = ModelRegistry(root / "registry")
     return registry.weights(adopt(registry, base))
@@ -50,10 +50,13 @@ class Publication:
         if self.digest and isinstance(engine.segmenter, TorchSegmenter):
             self._loaded[self.digest] = engine.segmenter
         self._lock = threading.Lock()
+        self._refused = ""
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="publication", daemon=True)
 
     def watch(self) -> None:
         """In the background, for as long as the server runs."""
-        threading.Thread(target=self._watch, name="publication", daemon=True).start()
+        self._thread.start()
 
     def follow(self) -> None:
         """Serve what the registry says, from the next request on.
@@ -65,8 +68,14 @@ class Publication:
             served = self.registry.current()
             if served is None or served.digest == self.digest:
                 return
+            if self.config.segmenter != "torch":
+                self.error = (
+                    f"give it to Triton: scripts/reload_triton.py --weights {self.registry.weights(served.digest)}"
+                )
+                return
+            self._refused = served.digest
             self.engine.use(self._segmenter(served.digest))
-            self.digest = served.digest
+            self.digest, self.error, self._refused = served.digest, "", ""
 
     def rollback(self, reason: str) -> str:
         """Serve what was served before; its digest.
@@ -95,12 +104,17 @@ class Publication:
                 self._loaded.popitem(last=False)
 
     def _watch(self) -> None:
-        pause = threading.Event()
-        while not pause.wait(POLL_S):
+        while not self._closed.wait(POLL_S):
             try:
-                self.follow()
-                self.error = ""
-            except (ImisError, OSError) as error:  # tell once; the model that serves stays
+                served = self.registry.current()
+                if served is not None and served.digest != self._refused:
+                    self.follow()
+            except (ImisError, OSError) as error:  # told once, not tried again; the model that serves stays
                 if str(error) != self.error:
                     log.warning("a published version cannot be served: %s", error)
                 self.error = str(error)
+
+    def close(self) -> None:
+        self._closed.set()
+        if self._thread.ident:
+            self._thread.join()

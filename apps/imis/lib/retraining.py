@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.train import TrainTask
@@ -84,10 +85,11 @@ class RetrainTask(TrainTask):
             self.settings.model,
             EmbeddingDisk(self.root / "trunk", max(self.settings.disk_cache_bytes, 1)),
             FineTuning(
+                max_steps=self.settings.retrain_steps,
                 max_seconds=_minutes(request, self.settings) * 60,
                 validate_every=VALIDATE_EVERY,
                 patience=PATIENCE,
-                learn_neck=_learns_neck(request),
+                learn_neck=self._learns_neck(request),
             ),
             self.settings.architecture,
             self.settings.device,
@@ -101,6 +103,10 @@ class RetrainTask(TrainTask):
         status.facts["images_encoded"] = tuner.num_encoded
         return outcome
 
+    def _learns_neck(self, request: Mapping[str, Any]) -> bool:
+        """A viewer whose user chose nothing sends the whole list. Triton exchanges decoders, never encoders."""
+        return self.settings.segmenter == "torch" and request.get("learn") != LEARN_DECODER
+
 
 class Status:
     """``status.json``: what a run is doing, for whoever asks the server."""
@@ -109,7 +115,7 @@ class Status:
         self.root = root
         self.root.mkdir(parents=True, exist_ok=True)
         self.curve: list[Progress] = []
-        self.facts: dict[str, object] = {"start": int(time.time()), "pid": os.getpid()}
+        self.facts: dict[str, object] = {"pid": os.getpid(), "began": psutil.Process().create_time()}
         self._told = 0.0
 
     def progress(self, progress: Progress) -> None:
@@ -136,7 +142,7 @@ def read_status(root: Path) -> dict[str, object]:
         status = dict(json.loads((root / "status.json").read_text()))
     except (OSError, ValueError):
         return {}
-    if status.get("state") == "running" and not _is_alive(status.get("pid")):
+    if status.get("state") == "running" and not _is_alive(status):
         status |= {"state": "stopped", "reason": "stopped before it was done; the previous model stays"}
     return status
 
@@ -156,12 +162,12 @@ def give_way(threads: int) -> None:
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) // 2))
 
 
-def _is_alive(pid: object) -> bool:
+def _is_alive(status: Mapping[str, Any]) -> bool:
+    """Numbers of processes are given again: the time at which it began tells them apart."""
     try:
-        os.kill(int(str(pid)), 0)
-    except (OSError, ValueError):
+        return psutil.Process(int(status["pid"])).create_time() == status["began"]
+    except (psutil.Error, KeyError, ValueError, TypeError):
         return False
-    return True
 
 
 def _minutes(request: Mapping[str, Any], config: Config) -> float:
@@ -170,11 +176,6 @@ def _minutes(request: Mapping[str, Any], config: Config) -> float:
     except (TypeError, ValueError) as error:
         raise ImisError(f"max_minutes: expected a number, got {request.get('max_minutes')!r}") from error
     return min(max(wanted, 0.05), 24 * 60.0)
-
-
-def _learns_neck(request: Mapping[str, Any]) -> bool:
-    """A viewer whose user chose nothing sends the whole list."""
-    return request.get("learn") != LEARN_DECODER
 
 
 def _pictured(labels: Labels) -> dict[str, Any]:

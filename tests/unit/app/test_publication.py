@@ -82,5 +82,6 @@ def test_what_cannot_be_loaded_is_told_and_not_served(config: Config, tmp_path: 
     end = time.monotonic() + 20
     while not publication.error and time.monotonic() < end:
         time.sleep(0.1)
+    publication.close()
     assert "not a readable safetensors" in publication.error
     assert engine.segmenter.weights_digest == before

@@ -79,7 +79,7 @@ def test_a_run_leaves_a_report_a_status_and_counts_its_labels(
 def _client(config: Config, store: LocalDatastore, task: RetrainTask) -> tuple[TestClient, Publication]:
     engine = Engine(load_segmenter(config.model, config.weights, "cpu", image_size=SIDE), 10_000_000)
     publication = Publication(config, task.root, engine)
-    schedule = RetrainingSchedule(task.root, "", 0, dict, lambda: None)
+    schedule = RetrainingSchedule(task.root, "", 0, dict, lambda: True)
     app = SimpleNamespace(
         publication=publication,
         schedule=schedule,

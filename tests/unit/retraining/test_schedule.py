@@ -56,7 +56,7 @@ def test_missed_runs_are_caught_up_once(tmp_path):
     """Breaks if a restart forgets the schedule, or makes up for each of the nights."""
     fired: list[int] = []
     for start in range(3):
-        schedule = RetrainingSchedule(tmp_path, "0 2 * * *", 0, dict, lambda n=start: fired.append(n))
+        schedule = RetrainingSchedule(tmp_path, "0 2 * * *", 0, dict, lambda n=start: fired.append(n) is None)
         schedule.start()
         assert wait_for(schedule.next_run)
         if start == 1:
@@ -72,7 +72,7 @@ def test_another_line_replaces_the_kept_one(tmp_path):
     """Breaks if a changed or dropped --conf retrain goes on at the old time."""
     seen = []
     for line in ("0 2 * * *", "30 4 * * *", ""):
-        schedule = RetrainingSchedule(tmp_path, line, 0, dict, lambda: None)
+        schedule = RetrainingSchedule(tmp_path, line, 0, dict, lambda: True)
         schedule.start()
         wait_for(lambda s=schedule: s.next_run() or (not s.cron and s.is_leader and s._scheduler))
         seen.append(schedule.next_run()[11:16])
@@ -85,7 +85,7 @@ def test_another_line_replaces_the_kept_one(tmp_path):
 def test_enough_new_labels_fire_once(tmp_path):
     """Breaks if the count never fires, fires at each look until a run is through, or misses labels drawn anew."""
     new, fired = [{}], []
-    schedule = RetrainingSchedule(tmp_path, "", 3, lambda: new[0], lambda: fired.append(len(new[0])), 0.02)
+    schedule = RetrainingSchedule(tmp_path, "", 3, lambda: new[0], lambda: fired.append(len(new[0])) is None, 0.02)
     schedule.start()
     steps = [("a1 b1", 0), ("a1 b1 c1", 1), ("a1 b1 c1 d1", 1), ("a1 b1 c1 d1 e1 f1", 2), ("", 2), ("a2 b2 c2", 3)]
     for labels, num_fired in steps:
@@ -97,11 +97,29 @@ def test_enough_new_labels_fire_once(tmp_path):
     assert fired == [3, 6, 3]
 
 
+def test_labels_that_come_while_one_runs_are_not_forgotten(tmp_path):
+    """Breaks if a batch that arrives before the last run's process has ended is never learnt from."""
+    is_running, asked = [True], []
+
+    def start() -> bool:
+        asked.append(not is_running[0])
+        return not is_running[0]
+
+    schedule = RetrainingSchedule(tmp_path, "", 1, lambda: {"a": "1"}, start, 0.02)
+    schedule.start()
+    assert wait_for(lambda: len(asked) > 3)
+    is_running[0] = False
+    assert wait_for(lambda: any(asked))
+    time.sleep(0.3)
+    schedule.stop()
+    assert asked.count(True) == 1
+
+
 SERVER = """
 import sys, time
 from pathlib import Path
 from imis_net.retraining.schedule import RetrainingSchedule
-due = lambda: Path(sys.argv[2]).touch()
+due = lambda: Path(sys.argv[2]).touch() is None
 RetrainingSchedule(Path(sys.argv[1]), "0 2 * * *", 1, lambda: {"a": "1"}, due, 0.05).start()
 time.sleep(120)
 """

@@ -37,7 +37,7 @@ def check_cron(line: str) -> str:
 
 
 class RetrainingSchedule:
-    """Calls ``on_due`` when a retraining is due.
+    """Calls ``on_due`` when a retraining is due; it answers whether one was started, which it is not while one runs.
 
     ``new_labels`` gives what no run has gone through yet: image -> what changes when its label does.
     """
@@ -48,7 +48,7 @@ class RetrainingSchedule:
         cron: str,
         after_labels: int,
         new_labels: Callable[[], Mapping[str, str]],
-        on_due: Callable[[], object],
+        on_due: Callable[[], bool],
         check_labels_s: float = CHECK_LABELS_S,
     ) -> None:
         self.root, self.cron, self.after_labels = Path(root), cron, after_labels
@@ -130,15 +130,16 @@ class RetrainingSchedule:
         except Exception:  # a study store that is away for a moment
             log.warning("new labels could not be counted", exc_info=True)
             return
-        if sum(self._tried.get(image) != of for image, of in new.items()) >= self.after_labels:
+        num_untried = sum(self._tried.get(image) != of for image, of in new.items())
+        if num_untried >= self.after_labels and self._due():
             self._tried = dict(new)
-            self._due()
 
-    def _due(self) -> None:
+    def _due(self) -> bool:
         try:
-            self._on_due()
+            return self._on_due()
         except Exception:
             log.exception("a retraining could not be started")
+            return False
 
 
 def _call(store: str, cron: str) -> None:
