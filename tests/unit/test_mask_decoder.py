@@ -42,6 +42,16 @@ def test_best_never_takes_the_unambiguous_mask():
     assert best_iou.tolist() == pytest.approx([0.3, 0.5])
 
 
+def test_a_mask_that_holds_too_little_is_chosen_last():
+    """Breaks if a box is answered with nothing while a candidate fills it, or token 0 goes before one of the three."""
+    masks = torch.full((3, 4, 2, 2), -1.0)
+    masks[0, 0], masks[1, 0], masks[1, 3] = 1, 1, 1
+    iou = torch.tensor([[0.1, 0.9, 0.3, 0.2]]).repeat(3, 1)
+    answer = MaskPrediction(masks, iou, iou, iou, iou)
+    assert answer.best(torch.full((3,), 3.0))[2].tolist() == [0, 3, 1]
+    assert answer.best(torch.zeros(3))[2].tolist() == answer.best()[2].tolist() == [1, 1, 1]
+
+
 @torch.no_grad()
 def test_text_adds_one_map_to_all_four_masks(decoder):
     """Breaks if the text term reaches one mask only, another prompt's mask, or scales the others."""

@@ -6,7 +6,7 @@ import torch
 
 from imis_net.networks.build import imis_net_compact
 from imis_net.prompts import ImageEmbedding, Prompt
-from imis_net.segmenter import TorchSegmenter
+from imis_net.segmenter import TorchSegmenter, _min_area
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,12 @@ def test_largest_box_that_is_let_in_gives_finite_masks(segmenter, embedding):
     prediction = segmenter.predict(embedding, Prompt(box=np.array([-1e6, -1e6, 1e6, 1e6])))
     assert np.isfinite(prediction.low_res_mask).all()
     assert 0 <= prediction.iou_prediction <= 1
+
+
+def test_only_names_may_be_answered_with_nothing():
+    """Breaks if a box or a click may be answered with an empty mask, or an absent organ may not."""
+    boxes, click = torch.tensor([[0.0, 0.0, 40.0, 80.0]]), torch.tensor([[1, 0]])
+    assert _min_area({"boxes": boxes, "point_labels": None}, 1).tolist() == [pytest.approx(10 * 20 * 0.05)]
+    assert _min_area({"boxes": None, "point_labels": click}, 1).tolist() == [4]
+    assert _min_area({"boxes": None, "point_labels": torch.zeros(1, 2)}, 1).tolist() == [0]
+    assert _min_area({"boxes": None, "point_labels": None}, 2).tolist() == [0, 0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +21,10 @@ from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 
 BUNDLE_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_MODEL = "imis_net_compact"
+MIN_BOX_FILL = 0.05
+"""Share of a tight box below which a mask is hardly what was boxed."""
+MIN_CLICKED_AREA = 4
+"""Low-resolution pixels: the smallest thing that a click can mean."""
 
 
 class Segmenter(Protocol):
@@ -68,6 +72,7 @@ class TorchSegmenter:
         self.device = torch.device(device)
         # The reference's nearest stretching for IMIS-Net; a network of our own is trained and served bilinearly.
         self.resize_mode = resize_mode(network)
+        self.may_answer_nothing = may_answer_nothing(network.name)
         self.encoder_digest = digest_of(network.image_encoder, self.resize_mode, str(network.image_size))
         self.weights_digest = digest_of(network, self.encoder_digest)
 
@@ -106,8 +111,9 @@ class TorchSegmenter:
 
     def _predict_alike(self, embedding: ImageEmbedding, prompts: Sequence[Prompt]) -> list[Prediction]:
         size = embedding.original_size
-        output = self.network.predict_masks(embedding.features, **self._tensors(prompts, size))
-        low_res, iou, index = output.best()
+        tensors = self._tensors(prompts, size)
+        output = self.network.predict_masks(embedding.features, **tensors)
+        low_res, iou, index = output.best(None if self.may_answer_nothing else _min_area(tensors, len(prompts)))
         masks = (transforms.logits_to_original(low_res, size, self.image_size) > 0)[:, 0].cpu().numpy()
         rows = torch.arange(len(prompts))
         semantic = output.semantic_embeddings[rows, index].cpu().numpy()
@@ -137,6 +143,26 @@ class TorchSegmenter:
         """Alike prompts have a part all or none."""
         given = [a for a in arrays if a is not None]
         return torch.from_numpy(np.stack(given)).to(self.device) if given else None
+
+
+def may_answer_nothing(name: str) -> bool:
+    """Whether an empty mask is an answer to a box or a click, as in the published rule of IMIS-Net."""
+    return name != DEFAULT_MODEL
+
+
+def _min_area(tensors: Mapping[str, torch.Tensor | None], num_prompts: int) -> torch.Tensor:
+    """[B] low-resolution pixels that a mask must have: a share of the box, a few where somebody clicked on something.
+
+    Text alone may name what is not there.
+    """
+    boxes, labels = tensors["boxes"], tensors["point_labels"]
+    area = torch.zeros(num_prompts)
+    if labels is not None:
+        area += MIN_CLICKED_AREA * (labels == 1).any(1).cpu()
+    if boxes is not None:
+        sides = (boxes.cpu().float().reshape(-1, 2, 2).diff(dim=1)[:, 0] / 4).clamp(min=0)
+        area = torch.maximum(area, MIN_BOX_FILL * sides.prod(dim=1))
+    return area
 
 
 def resize_mode(network: IMISNet) -> str:

@@ -19,6 +19,9 @@ from imis_net.networks.two_way_transformer import TwoWayTransformer
 NUM_MASK_TOKENS = 4
 """One for unambiguous prompts and three for ambiguous ones; callers take the best of the three."""
 
+_LESS = 10.0
+"""More than predicted IoUs differ by."""
+
 
 @dataclass(frozen=True)
 class MaskPrediction:
@@ -38,13 +41,22 @@ class MaskPrediction:
     tokens: Tensor
     src: Tensor
 
-    def best(self) -> tuple[Tensor, Tensor, Tensor]:
+    def best(self, min_area: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Of the three ambiguity-aware masks the one with the highest predicted IoU.
 
+        Args:
+            min_area: [B] low-resolution pixels below which a mask is no answer while another one is, the single mask
+                of token 0 as the last resort; None is the published rule, which may answer with nothing.
+
         Returns:
-            logits [B, 1, S/4, S/4], predicted IoU [B], index of the mask token [B] in 1..3.
+            logits [B, 1, S/4, S/4], predicted IoU [B], index of the mask token [B].
         """
-        index = self.iou_predictions[:, 1:].argmax(dim=1) + 1
+        preference = self.iou_predictions.clone()
+        preference[:, 0] -= _LESS
+        if min_area is not None:
+            area = (self.low_res_masks > 0).flatten(2).sum(2)
+            preference -= 2 * _LESS * (area < min_area.to(area.device)[:, None])
+        index = preference.argmax(dim=1)
         rows = torch.arange(index.shape[0], device=index.device)
         return self.low_res_masks[rows, index][:, None], self.iou_predictions[rows, index], index
 
