@@ -88,20 +88,14 @@ class Publication:
         return self.digest
 
     def _segmenter(self, digest: str) -> TorchSegmenter:
-        if not self._loaded:  # what is served now was never published: the version that it was adopted as
-            self._remember(self.digest, self.engine.segmenter)
         if digest not in self._loaded:
             path = self.registry.weights(digest)
             loaded = load_segmenter(self.config.model, path, self.config.device, **self.config.architecture)
-            self._remember(digest, loaded)
+            self._loaded[digest] = loaded
         self._loaded.move_to_end(digest)
+        while len(self._loaded) > MAX_NUM_LOADED:
+            self._loaded.popitem(last=False)
         return self._loaded[digest]
-
-    def _remember(self, digest: str, segmenter: object) -> None:
-        if digest and isinstance(segmenter, TorchSegmenter):
-            self._loaded[digest] = segmenter
-            while len(self._loaded) > MAX_NUM_LOADED:
-                self._loaded.popitem(last=False)
 
     def _watch(self) -> None:
         while not self._closed.wait(POLL_S):
