@@ -95,10 +95,10 @@ class ImisApp(MONAILabelApp):
         if self.is_training_process:  # serves nobody
             return {}
         config = self.config
-        segmenter = build_segmenter(config, served_weights(config, self.retraining_root))
-        self.telemetry = Telemetry()
         state = state_dir(config, self.studies)
-        keeps = config.disk_cache_bytes and config.segmenter == "torch"  # Triton keeps its own
+        segmenter = build_segmenter(config, served_weights(config, self.retraining_root), state / "graphs")
+        self.telemetry = Telemetry()
+        keeps = config.disk_cache_bytes and config.segmenter != "triton"  # Triton keeps its own
         disk = EmbeddingDisk(state / "embeddings", config.disk_cache_bytes) if keeps else None
         self.engine = Engine(segmenter, config.cache_bytes, self.telemetry, disk, config.prefetch)
         labels = config.labels or segmenter.known_texts or tuple(category.name for category in load_categories())

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from imis_net.networks.dense_prompt_encoder import DensePromptEncoder
+from imis_net.networks.point_kinds import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, NOT_A_POINT, TOP_LEFT
 from imis_net.networks.prompt_encoder import PromptEncoder
 
 SIDE, DIM = 256, 32
@@ -69,8 +70,8 @@ def test_dense_map_is_shared_without_masks(encoder):
 def test_drawn_prompts_lie_where_they_are():
     """Breaks if drawn clicks or boxes are mirrored, swapped or drawn under another label."""
     dense = DensePromptEncoder(SIDE, (8, 4, 2))
-    coords, labels = torch.tensor([[[200.0, 40.0], [20.0, 220.0]]]), torch.tensor([[1, 0]])
-    maps = dense.draw(coords, labels, torch.tensor([[100.0, 20, 220, 60]]), None, 1)[0]
+    coords = torch.tensor([[[200.0, 40.0], [20.0, 220.0], [100.0, 20.0], [220.0, 60.0]]])
+    maps = dense.draw(coords, torch.tensor([[FOREGROUND, BACKGROUND, TOP_LEFT, BOTTOM_RIGHT]]), None)[0]
     foreground, background, box = maps[0], maps[2], maps[4]
     assert divmod(int(foreground.argmax()), 64) == (10, 50)
     assert divmod(int(background.argmax()), 64) == (55, 5)
@@ -83,5 +84,5 @@ def test_drawn_prompts_lie_where_they_are():
 def test_padding_clicks_are_not_drawn():
     """Breaks if a "no point" at (0, 0) is drawn as a click in the corner."""
     dense = DensePromptEncoder(SIDE, (8, 4, 2))
-    maps = dense.draw(torch.zeros(1, 1, 2), torch.tensor([[-1]]), None, None, 1)
+    maps = dense.draw(torch.zeros(1, 1, 2), torch.tensor([[NOT_A_POINT]]), None)
     assert maps.abs().sum() == 0

@@ -13,9 +13,10 @@ from pathlib import Path
 from imis_net.errors import ImisError
 from imis_net.retraining.cycle import adopt
 from imis_net.retraining.registry import ModelRegistry
-from imis_net.segmenter import TorchSegmenter, load_segmenter, weights_path
+from imis_net.segmenter import TorchSegmenter, weights_path
 from lib.config import Config
 from lib.infer import Engine
+from lib.segmenters import local_segmenter
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ class Publication:
 
     def __init__(self, config: Config, root: Path, engine: Engine) -> None:
         self.config, self.engine = config, engine
-        self.registry = ModelRegistry(root / "registry")
+        self.registry, self.graphs = ModelRegistry(root / "registry"), root.parent / "graphs"
         self.error = ""
         served = self.registry.current()
         self.digest = served.digest if served else ""
@@ -68,7 +69,7 @@ class Publication:
             served = self.registry.current()
             if served is None or served.digest == self.digest:
                 return
-            if self.config.segmenter != "torch":
+            if self.config.segmenter == "triton":
                 self.error = (
                     f"give it to Triton: scripts/reload_triton.py --weights {self.registry.weights(served.digest)}"
                 )
@@ -90,8 +91,7 @@ class Publication:
     def _segmenter(self, digest: str) -> TorchSegmenter:
         if digest not in self._loaded:
             path = self.registry.weights(digest)
-            loaded = load_segmenter(self.config.model, path, self.config.device, **self.config.architecture)
-            self._loaded[digest] = loaded
+            self._loaded[digest] = local_segmenter(self.config, path, self.graphs)
         self._loaded.move_to_end(digest)
         while len(self._loaded) > MAX_NUM_LOADED:
             self._loaded.popitem(last=False)

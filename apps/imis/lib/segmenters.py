@@ -4,20 +4,32 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from imis_net.adapters.onnx import OnnxSegmenter
 from imis_net.adapters.triton import TritonSegmenter
-from imis_net.segmenter import Segmenter, load_segmenter
+from imis_net.segmenter import Segmenter, TorchSegmenter, load_segmenter
 from lib.config import Config
 
 
-def build_segmenter(config: Config, weights: Path | None = None) -> Segmenter:
-    """``torch`` in this process, or ``triton`` with torch to fall back to while Triton does not answer.
+def build_segmenter(config: Config, weights: Path | None, graphs: Path) -> Segmenter:
+    """``torch`` or ``onnxruntime`` in this process, or ``triton`` with torch while Triton does not answer.
 
-    ``weights`` are a published version's; by default the deployment's own.
+    Args:
+        weights: a published version's; None is the deployment's own.
+        graphs: folder where exported graphs are kept.
 
     Raises:
         CheckpointError: weights that are missing or do not fit.
+        ExportError: their graphs differ from torch.
     """
-    local = load_segmenter(config.model, weights or config.weights, config.device, **config.architecture)
+    local = local_segmenter(config, weights, graphs)
     if config.segmenter == "triton":
         return TritonSegmenter(config.triton_url, fallback=local, deadline_s=config.triton_deadline_s)
+    return local
+
+
+def local_segmenter(config: Config, weights: Path | None, graphs: Path) -> TorchSegmenter:
+    """What answers in this process; see ``build_segmenter``."""
+    local = load_segmenter(config.model, weights or config.weights, config.device, **config.architecture)
+    if config.segmenter == "onnxruntime":
+        return OnnxSegmenter(local, graphs / local.weights_digest, config.threads)
     return local

@@ -31,3 +31,7 @@ class ServingError(ImisError, RuntimeError):
 
 class UnknownHandleError(ServingError):
     """An image handle whose embedding the server does not hold (any more): send the image."""
+
+
+class ExportError(ImisError, ValueError):
+    """A graph that differs from the network it came from, or that cannot be written or built."""

@@ -12,6 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from imis_net.networks.layers import LayerNorm2d
+from imis_net.networks.point_kinds import BACKGROUND, BOTTOM_RIGHT, FOREGROUND, TOP_LEFT
 
 NUM_MAPS = 8
 NARROW_SIGMA_CELLS = 1.5
@@ -32,37 +33,20 @@ class DensePromptEncoder(nn.Module):
         self.to_8 = nn.Sequential(nn.GELU(), nn.Conv2d(dim4, dim8, 3, stride=2, padding=1), LayerNorm2d(dim8))
         self.to_16 = nn.Sequential(nn.GELU(), nn.Conv2d(dim8, dim16, 3, stride=2, padding=1), LayerNorm2d(dim16))
 
-    def forward(
-        self,
-        coords: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        low_res_masks: Tensor | None,
-        num_targets: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See ``PromptEncoder.forward`` for the arguments -> [B, dim16, S/16, S/16], [B, dim8, ...], [B, dim4, ...]."""
-        maps = self.draw(coords, labels, boxes, low_res_masks, num_targets)
+    def forward(self, coords: Tensor, labels: Tensor, low_res_masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """See ``draw`` for the arguments -> [B, dim16, S/16, S/16], [B, dim8, S/8, S/8], [B, dim4, S/4, S/4]."""
+        maps = self.draw(coords, labels, low_res_masks)
         at_4 = self.to_4(maps)
         at_8 = self.to_8(at_4)
         return self.to_16(at_8), at_8, at_4
 
-    def draw(
-        self,
-        coords: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        low_res_masks: Tensor | None,
-        num_targets: int,
-    ) -> Tensor:
-        """[B, 8, S/4, S/4]: clicks on and off the target (narrow, wide), box, its ellipse, mask, is there one."""
+    def draw(self, coords: Tensor, labels: Tensor, low_res_masks: Tensor | None) -> Tensor:
+        """Points [B, N, 2] of kinds [B, N] (``point_kinds``) and logits [B, 1, S/4, S/4] or None -> [B, 8, S/4, S/4]:
+        clicks on and off the target (narrow, wide), box, its ellipse, mask, is there one."""
         side = self.mask_side
-        like = next(self.parameters())
-        zeros = like.new_zeros(num_targets, 1, side, side)
-        cells = torch.arange(side, device=like.device, dtype=like.dtype)
-        maps = [zeros] * 4
-        if coords is not None and labels is not None:
-            maps = self._draw_clicks(coords, labels, cells)
-        maps += self._draw_boxes(boxes, cells) if boxes is not None else [zeros] * 2
+        zeros = coords.new_zeros(coords.shape[0], 1, side, side)
+        cells = torch.arange(side, device=coords.device, dtype=coords.dtype)
+        maps = self._draw_clicks(coords, labels, cells, zeros) + self._draw_boxes(coords, labels, cells)
         if low_res_masks is not None:
             maps += [torch.tanh(low_res_masks / LOGIT_SCALE), torch.ones_like(zeros)]
         else:
@@ -72,24 +56,27 @@ class DensePromptEncoder(nn.Module):
     def _to_cells(self, px: Tensor) -> Tensor:
         return (px + 0.5) * (self.mask_side / self.image_size) - 0.5
 
-    def _draw_clicks(self, coords: Tensor, labels: Tensor, cells: Tensor) -> list[Tensor]:
+    def _draw_clicks(self, coords: Tensor, labels: Tensor, cells: Tensor, zeros: Tensor) -> list[Tensor]:
         at = self._to_cells(coords)
         dx = rearrange(cells, "w -> 1 1 1 w") - rearrange(at[..., 0], "b n -> b n 1 1")
         dy = rearrange(cells, "h -> 1 1 h 1") - rearrange(at[..., 1], "b n -> b n 1 1")
         distance2 = dx * dx + dy * dy
         maps = []
-        for kind in (1, 0):
+        for kind in (FOREGROUND, BACKGROUND):
             is_kind = rearrange((labels == kind).to(cells.dtype), "b n -> b n 1 1")
             for sigma in (NARROW_SIGMA_CELLS, WIDE_SIGMA_CELLS):
                 blobs = torch.exp(-distance2 / (2 * sigma * sigma)) * is_kind
-                maps.append(blobs.amax(dim=1, keepdim=True))
+                maps.append(torch.cat([blobs, zeros], dim=1).amax(dim=1, keepdim=True))  # there may be no click
         return maps
 
-    def _draw_boxes(self, boxes: Tensor, cells: Tensor) -> list[Tensor]:
-        x0, y0, x1, y1 = (rearrange(v, "b -> b 1 1 1") for v in self._to_cells(boxes).unbind(-1))
+    def _draw_boxes(self, coords: Tensor, labels: Tensor, cells: Tensor) -> list[Tensor]:
+        corners = [(coords * (labels == kind)[..., None]).sum(dim=1) for kind in (TOP_LEFT, BOTTOM_RIGHT)]
+        is_box = rearrange((labels == TOP_LEFT).sum(dim=1), "b -> b 1 1 1") > 0
+        boxes = self._to_cells(torch.cat(corners, dim=-1))
+        x0, y0, x1, y1 = (rearrange(v, "b -> b 1 1 1") for v in boxes.unbind(-1))
         x, y = rearrange(cells, "w -> 1 1 1 w"), rearrange(cells, "h -> 1 1 h 1")
         inside = torch.sigmoid(2 * torch.minimum(torch.minimum(x - x0, x1 - x), torch.minimum(y - y0, y1 - y)) + 1)
         # Signed: 1 at the centre, 0 on the ellipse that fills the box, -1 far outside.
         rx, ry = (x1 - x0) / 2 + 0.5, (y1 - y0) / 2 + 0.5
         radius = torch.sqrt(((x - (x0 + x1) / 2) / rx) ** 2 + ((y - (y0 + y1) / 2) / ry) ** 2 + 1e-6)
-        return [inside, (1 - radius).clamp(min=-1)]
+        return [torch.where(is_box, m, torch.zeros_like(m)) for m in (inside, (1 - radius).clamp(min=-1))]

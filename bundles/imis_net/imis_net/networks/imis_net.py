@@ -82,7 +82,10 @@ class IMISNet(nn.Module):
                 f"this network takes no text: its projection has {self.text_projection.out_features} channels, "
                 f"its decoder {self.embed_dim}"
             )
-        tokens = self.text_encoder.tokenize(texts).to(self.device)
+        return self.embed_text(self.text_encoder.tokenize(texts).to(self.device))
+
+    def embed_text(self, tokens: Tensor) -> Tensor:
+        """What ``text_encoder.tokenize`` gave -> projected text embeddings [B, C]."""
         return self.text_projection(self.text_encoder(tokens))
 
     def predict_masks(
@@ -96,6 +99,23 @@ class IMISNet(nn.Module):
     ) -> MaskPrediction:
         """Predict the masks of B targets; see ``PromptEncoder.forward`` for the prompts' shapes and frames."""
         sparse, dense = self.prompt_encoder(point_coords, point_labels, boxes, text, low_res_masks)
+        return self._decode(features, sparse, dense, text)
+
+    def predict_from_points(
+        self,
+        features: tuple[Tensor, ...],
+        coords: Tensor,
+        labels: Tensor,
+        text: Tensor | None,
+        low_res_masks: Tensor | None,
+    ) -> MaskPrediction:
+        """The same from clicks and boxes in one list, as ``PromptEncoder.labelled_points`` makes it."""
+        sparse, dense = self.prompt_encoder.encode(coords, labels, text, low_res_masks)
+        return self._decode(features, sparse, dense, text)
+
+    def _decode(
+        self, features: tuple[Tensor, ...], sparse: Tensor, dense: tuple[Tensor, ...], text: Tensor | None
+    ) -> MaskPrediction:
         return self.mask_decoder(features, self.prompt_encoder.dense_pe(), sparse, dense, text)
 
     def forward(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from imis_net.networks.dense_prompt_encoder import DensePromptEncoder
 from imis_net.networks.layers import LayerNorm2d
+from imis_net.networks.point_kinds import BOTTOM_RIGHT, NOT_A_POINT, TOP_LEFT
 
 
 class PositionEmbeddingRandom(nn.Module):
@@ -89,44 +90,46 @@ class PromptEncoder(nn.Module):
         """
         given = next((p for p in (point_coords, boxes, low_res_masks, text) if p is not None), None)
         num_targets = 1 if given is None else given.shape[0]
-        tokens = []
-        if point_coords is not None and point_labels is not None:
-            tokens.append(self._embed_points(point_coords, point_labels, pad=boxes is None))
-        if boxes is not None:
-            tokens.append(self._embed_boxes(boxes))
-        if text is not None:
-            tokens.append(text[:, None])
-        weight = self.not_a_point_embed.weight
-        sparse = torch.cat(tokens, dim=1) if tokens else weight.new_zeros(num_targets, 0, self.embed_dim)
-        return sparse, self._embed_dense(point_coords, point_labels, boxes, low_res_masks, num_targets)
+        coords, labels = self.labelled_points(point_coords, point_labels, boxes, num_targets)
+        return self.encode(coords, labels, text, low_res_masks)
 
-    def _embed_points(self, coords: Tensor, labels: Tensor, pad: bool) -> Tensor:
-        if pad:
-            coords = torch.cat([coords, coords.new_zeros(coords.shape[0], 1, 2)], dim=1)
-            labels = torch.cat([labels, -labels.new_ones(labels.shape[0], 1)], dim=1)
+    def labelled_points(
+        self, coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, num_targets: int
+    ) -> tuple[Tensor, Tensor]:
+        """Clicks and boxes as points of six kinds: clicks (with a padding point when there is no box), then corners."""
+        like = self.not_a_point_embed.weight
+        points = [like.new_zeros(num_targets, 0, 2)]
+        kinds = [like.new_zeros(num_targets, 0, dtype=torch.long)]
+        if coords is not None and labels is not None:
+            points.append(coords)
+            kinds.append(labels.long())
+            if boxes is None:
+                points.append(coords.new_zeros(num_targets, 1, 2))
+                kinds.append(kinds[0].new_full((num_targets, 1), NOT_A_POINT))
+        if boxes is not None:
+            points.append(rearrange(boxes, "b (corner xy) -> b corner xy", xy=2))
+            kinds.append(kinds[0].new_tensor([TOP_LEFT, BOTTOM_RIGHT]).expand(num_targets, -1))
+        return torch.cat(points, dim=1), torch.cat(kinds, dim=1)
+
+    def encode(
+        self, coords: Tensor, labels: Tensor, text: Tensor | None, low_res_masks: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Points [B, N, 2] of kinds [B, N], as ``labelled_points`` gives; the rest and the result as in ``forward``."""
+        sparse = self._embed_points(coords, labels)
+        if text is not None:
+            sparse = torch.cat([sparse, text[:, None]], dim=1)
+        return sparse, self._embed_dense(coords, labels, low_res_masks)
+
+    def _embed_points(self, coords: Tensor, labels: Tensor) -> Tensor:
         position = self.pe_layer((coords + 0.5) / self.image_size)
         # Gather rather than boolean assignment: bit-equal, and it exports with a dynamic number of clicks.
-        background, foreground, _, _ = (e.get_parameter("weight") for e in self.point_embeddings)
-        kinds = torch.cat([self.not_a_point_embed.weight, background, foreground])
-        is_point = (labels >= 0)[..., None]
-        return torch.where(is_point, position, torch.zeros_like(position)) + kinds[labels.long() + 1]
+        kinds = torch.cat([self.not_a_point_embed.weight, *(e.get_parameter("weight") for e in self.point_embeddings)])
+        is_point = (labels > NOT_A_POINT)[..., None]
+        return torch.where(is_point, position, torch.zeros_like(position)) + kinds[labels + 1]
 
-    def _embed_boxes(self, boxes: Tensor) -> Tensor:
-        corners = rearrange(boxes, "b (corner xy) -> b corner xy", xy=2)
-        _, _, top_left, bottom_right = (e.get_parameter("weight") for e in self.point_embeddings)
-        kinds = torch.cat([top_left, bottom_right])
-        return self.pe_layer((corners + 0.5) / self.image_size) + kinds
-
-    def _embed_dense(
-        self,
-        coords: Tensor | None,
-        labels: Tensor | None,
-        boxes: Tensor | None,
-        low_res_masks: Tensor | None,
-        num_targets: int,
-    ) -> tuple[Tensor, ...]:
+    def _embed_dense(self, coords: Tensor, labels: Tensor, low_res_masks: Tensor | None) -> tuple[Tensor, ...]:
         if self.dense is not None:
-            return self.dense(coords, labels, boxes, low_res_masks, num_targets)
+            return self.dense(coords, labels, low_res_masks)
         if low_res_masks is not None:
             return (self.mask_downscaling(low_res_masks),)
         shared = rearrange(self.no_mask_embed.weight, "1 c -> 1 c 1 1")

@@ -26,7 +26,7 @@ class Attention(nn.Module):
         """q [B, N, C], k and v [B or 1, M, C] -> [B, N, C]; a batch of 1 on either side is shared, never copied."""
         q, k, v = (self._heads(p(x)) for p, x in ((self.q_proj, q), (self.k_proj, k), (self.v_proj, v)))
         num_prompts = q.shape[0]
-        if k.shape[0] == 1 and num_prompts > 1:
+        if k.shape[0] == 1:
             # Rows of attention are independent, so all prompts' queries can share one set of keys.
             q = rearrange(q, "b h n d -> 1 h (b n) d")
             out = F.scaled_dot_product_attention(q, k, v)
