@@ -8,10 +8,19 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.interfaces.datastore import Datastore
 
 from imis_net.dicom_seg import read_dicom_seg, write_dicom_seg
 from imis_net.images import Volume
 from lib.labelled import target_names
+
+
+def series_of(datastore: Datastore, image: str, path: Path) -> Path:
+    """The folder of an image's DICOM files: of a DICOMweb store beside the NIfTI that it made of them."""
+    if isinstance(datastore, DICOMWebDatastore):
+        return Path(datastore._datastore.image_path()) / image
+    return path
 
 
 def from_dicom_seg(file: Path, series: Path, volume: Volume, info: dict[str, Any]) -> Path:

@@ -31,7 +31,7 @@ from starlette.routing import BaseRoute
 from imis_net.dicom_seg import is_dicom_seg
 from imis_net.errors import ImageError
 from imis_net.images import read_volume
-from lib.dicom_labels import from_dicom_seg, to_dicom_seg
+from lib.dicom_labels import from_dicom_seg, series_of, to_dicom_seg
 from lib.label_files import RAW_SUFFIX, LabelError, checked_label
 from lib.label_store import LabelStore, LabelStoreError, Version
 from lib.names import checked_name
@@ -61,11 +61,11 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         author = user_of(http, info.get("client_id"))
         with tempfile.TemporaryDirectory() as folder:
             file = _received(label, Path(folder))
-            series = app().path_of(image)
-            volume = app().engine.volumes.read(series)
+            path = app().path_of(image)
+            volume = app().engine.volumes.read(path)
             with _as_4xx():
                 if is_dicom_seg(file):
-                    file = from_dicom_seg(file, series, volume, info)
+                    file = from_dicom_seg(file, series_of(app().datastore(), image, path), volume, info)
                 content = checked_label(file, volume)
             if file.suffix != RAW_SUFFIX and content != file.read_bytes():
                 file = file.with_name("label.nii")
@@ -102,8 +102,8 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         """A version as DICOM SEG on the image's series; 422 where the image is no DICOM series."""
         with _as_4xx():
             found = _store(app()).get(image, version)
-            series = app().path_of(image)
-            volume = app().engine.volumes.read(series)
+            path = app().path_of(image)
+            volume, series = app().engine.volumes.read(path), series_of(app().datastore(), image, path)
             content = to_dicom_seg(_array(_store(app()), found), found.facts, series, volume)
         headers = {"Content-Disposition": f'attachment; filename="version_{found.id}.dcm"'}
         return Response(content, media_type="application/dicom", headers=headers)

@@ -24,6 +24,7 @@ from imis_net.errors import ImageError
 
 LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
 ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
+LEARNT = Code("123110", "DCM", "Artificial Intelligence")
 MAX_OFF_PX = 0.01
 """How far a slice's corner may lie from its voxel."""
 
@@ -106,7 +107,7 @@ def read_dicom_seg(
 def _sources(series: Path) -> list[Dataset]:
     if not series.is_dir():
         raise ImageError("DICOM SEG: expected an image that is a folder of one DICOM series")
-    found = []
+    found: list[Dataset] = []
     for path in sorted(p for p in series.iterdir() if p.is_file()):
         try:
             found.append(dcmread(path))
@@ -152,9 +153,7 @@ def _description(number: int, value: int, name: str) -> hd.seg.SegmentDescriptio
         segmented_property_category=ANATOMY,
         segmented_property_type=_code(name),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
-        algorithm_identification=AlgorithmIdentificationSequence(
-            "IMIS-Net", codes.DCM.ArtificialIntelligence, __version__
-        ),
+        algorithm_identification=AlgorithmIdentificationSequence("IMIS-Net", LEARNT, __version__),
         tracking_id=f"value {value}",
         tracking_uid=hd.UID(),
     )
