@@ -67,6 +67,7 @@ ACCESS: Mapping[str, Role | Mapping[str, Role]] = {
     "/imis/propagate/{job}/mask": ANNOTATOR,
     "/imis/labels/{image}": ANNOTATOR,
     "/imis/labels/{image}/{version}": ANNOTATOR,
+    "/imis/labels/{image}/{version}/dicom_seg": ANNOTATOR,
     "/imis/labels/{image}/{version}/diff": ANNOTATOR,
     "/imis/labels/{image}/{version}/restore": ANNOTATOR,
     "/imis/targets/{image}": ANNOTATOR,

@@ -5,6 +5,7 @@
 ``GET  /imis/labels/{image}?tag=``                     all versions, the oldest first
 ``GET  /imis/labels/{image}/{version}``                the file as it was saved
 ``GET  /imis/labels/{image}/{version}/diff?against=N`` voxels by label that came and went, and Dice
+``GET  /imis/labels/{image}/{version}/dicom_seg``      the same as DICOM SEG, where the image is a DICOM series
 ``POST /imis/labels/{image}/{version}/restore``        save it again as the newest
 =====================================================  =============================================================
 """
@@ -27,8 +28,10 @@ from fastapi import File, Form, HTTPException, Request, Response, UploadFile
 from fastapi.routing import APIRoute
 from starlette.routing import BaseRoute
 
+from imis_net.dicom_seg import is_dicom_seg
 from imis_net.errors import ImageError
 from imis_net.images import read_volume
+from lib.dicom_labels import from_dicom_seg, series_of, to_dicom_seg
 from lib.label_files import RAW_SUFFIX, LabelError, checked_label
 from lib.label_store import LabelStore, LabelStoreError, Version
 from lib.names import checked_name
@@ -58,8 +61,11 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         author = user_of(http, info.get("client_id"))
         with tempfile.TemporaryDirectory() as folder:
             file = _received(label, Path(folder))
-            volume = app().engine.volumes.read(app().path_of(image))
+            path = app().path_of(image)
+            volume = app().engine.volumes.read(path)
             with _as_4xx():
+                if is_dicom_seg(file):
+                    file = from_dicom_seg(file, series_of(app().datastore(), image, path), volume, info)
                 content = checked_label(file, volume)
             if file.suffix != RAW_SUFFIX and content != file.read_bytes():
                 file = file.with_name("label.nii")
@@ -92,6 +98,16 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(content, media_type="application/octet-stream", headers=headers)
 
+    def dicom_seg(image: str, version: int) -> Response:
+        """A version as DICOM SEG on the image's series; 422 where the image is no DICOM series."""
+        with _as_4xx():
+            found = _store(app()).get(image, version)
+            path = app().path_of(image)
+            volume, series = app().engine.volumes.read(path), series_of(app().datastore(), image, path)
+            content = to_dicom_seg(_array(_store(app()), found), found.facts, series, volume)
+        headers = {"Content-Disposition": f'attachment; filename="version_{found.id}.dcm"'}
+        return Response(content, media_type="application/dicom", headers=headers)
+
     def diff(image: str, version: int, against: int) -> dict[str, Any]:
         """What changed from ``against`` to ``version``."""
         with _as_4xx():
@@ -122,6 +138,7 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         ("/datastore/label", save, "PUT"),
         ("/imis/labels/{image}", versions, "GET"),
         ("/imis/labels/{image}/{version}", fetch, "GET"),
+        ("/imis/labels/{image}/{version}/dicom_seg", dicom_seg, "GET"),
         ("/imis/labels/{image}/{version}/diff", diff, "GET"),
         ("/imis/labels/{image}/{version}/restore", restore, "POST"),
     ]

@@ -88,9 +88,8 @@ class LabelStore:
             OSError, sqlite3.Error: it is not, and nothing of it will be seen.
         """
         sha256 = hashlib.sha256(content).hexdigest()
-        path = self.files / sha256
-        if not path.exists():
-            write_durably(path, content)
+        # Also where such a file is: it may be damaged, or not yet on the disk.
+        write_durably(self.files / sha256, content)
         row = (image, tag, suffix, sha256, parent, author, time.time(), json.dumps(dict(facts)))
         with self._lock, self._database:
             cursor = self._database.execute("INSERT INTO versions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row)

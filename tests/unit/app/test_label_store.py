@@ -118,3 +118,11 @@ def test_killed_at_any_moment_it_has_every_save_it_acknowledged(tmp_path: Path) 
             assert there[int(number)].sha256 == sha256
         assert all(store.read(v) for v in there.values())
         store.close()
+
+
+def test_a_save_does_not_rest_on_a_damaged_file(store: LabelStore) -> None:
+    """Breaks if the same content is acknowledged because some file of its name is there, whatever is in it."""
+    first = store.append("a", "final", b"content", ".nii.gz", "ann", {})
+    (store.files / first.sha256).write_bytes(b"con")
+    second = store.append("a", "final", b"content", ".nii.gz", "bob", {}, parent=first.id)
+    assert store.read(second) == store.read(first) == b"content"

@@ -1,0 +1,175 @@
+"""Label volumes as DICOM SEG and back, voxel by voxel, on the series that they were drawn on.
+
+Slices are matched by where they lie, never by file name or order: unsorted and oblique series keep their labels.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+from highdicom.content import AlgorithmIdentificationSequence
+from pydicom import Dataset, dcmread
+from pydicom.errors import InvalidDicomError
+from pydicom.sr.codedict import codes
+from pydicom.sr.coding import Code
+from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+
+from imis_net import __version__
+from imis_net.categories import display_name
+from imis_net.errors import ImageError
+
+LPS_TO_RAS = np.array([-1.0, -1.0, 1.0])
+ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
+LEARNT = Code("123110", "DCM", "Artificial Intelligence")
+MAX_OFF_PX = 0.01
+"""How far a slice's corner may lie from its voxel."""
+
+
+def is_dicom_seg(path: Path) -> bool:
+    try:
+        return dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).SOPClassUID == SegmentationStorage
+    except (InvalidDicomError, OSError, AttributeError):
+        return False
+
+
+def write_dicom_seg(label: np.ndarray, affine: np.ndarray, series: Path, names: Mapping[int, str]) -> bytes:
+    """A binary DICOM SEG of a label volume [i, j, k] with ``affine`` (RAS, mm), on the folder of its series.
+
+    Segment numbers are 1, 2, ... in the order of the values; a segment's tracking id is its value, so that reading
+    gives the same values back.
+
+    Raises:
+        ImageError: nothing is labelled, or the label does not lie on the series.
+    """
+    values = [int(v) for v in np.unique(label) if v]
+    if not values:
+        raise ImageError("DICOM SEG: expected at least one labelled voxel, got none")
+    sources = _sources(series)
+    slices = _slices_of(sources, label.shape, affine)
+    stacked = np.stack([label[:, :, k].T for k in slices])
+    numbered = np.searchsorted(values, stacked) + 1
+    numbers = np.where(stacked > 0, numbered, 0).astype(np.uint8 if len(values) < 256 else np.uint16)
+    seg = hd.seg.Segmentation(
+        source_images=sources,
+        pixel_array=numbers,
+        segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+        segment_descriptions=[_description(n, v, names.get(v, f"label {v}")) for n, v in enumerate(values, 1)],
+        series_instance_uid=hd.UID(),
+        series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
+        sop_instance_uid=hd.UID(),
+        instance_number=1,
+        manufacturer="IMIS-Net",
+        manufacturer_model_name="IMIS-Net",
+        software_versions=__version__,
+        device_serial_number="1",
+        transfer_syntax_uid=ExplicitVRLittleEndian,
+    )
+    buffer = io.BytesIO()
+    seg.save_as(buffer, write_like_original=False)
+    return buffer.getvalue()
+
+
+def read_dicom_seg(
+    path: Path, series: Path, shape: Sequence[int], affine: np.ndarray
+) -> tuple[np.ndarray, dict[int, str]]:
+    """The labels [i, j, k] (uint16) of a DICOM SEG on its series, and their names by value.
+
+    Raises:
+        ImageError: no binary DICOM SEG, of another series, or with segments that overlap.
+    """
+    sources = _sources(series)
+    slices = _slices_of(sources, shape, affine)
+    try:
+        seg = hd.seg.segread(str(path))
+        described = [seg.get_segment_description(n) for n in seg.segment_numbers]
+        by_source = seg.get_pixels_by_source_instance(
+            source_sop_instance_uids=[s.SOPInstanceUID for s in sources],
+            combine_segments=True,
+            assert_missing_frames_are_empty=True,
+        )
+    except (ValueError, KeyError, AttributeError, RuntimeError, InvalidDicomError) as error:
+        raise ImageError(f"DICOM SEG: cannot be laid on this series: {error}") from error
+    mine = {s.SOPInstanceUID for s in sources}
+    theirs = {uid for _, _, uid in seg.get_source_image_uids()}
+    if not theirs <= mine:
+        raise ImageError("DICOM SEG: expected one of this series, got one that was drawn on other images")
+    values = [0, *(_value(d) for d in described)]
+    label = np.zeros(tuple(shape), np.uint16)
+    for k, frame in zip(slices, by_source, strict=True):
+        label[:, :, k] = np.array(values, np.uint16)[frame].T
+    return label, {_value(d): str(d.segment_label) for d in described}
+
+
+def _sources(series: Path) -> list[Dataset]:
+    if not series.is_dir():
+        raise ImageError("DICOM SEG: expected an image that is a folder of one DICOM series")
+    found: list[Dataset] = []
+    for path in sorted(p for p in series.iterdir() if p.is_file()):
+        try:
+            found.append(dcmread(path))
+        except InvalidDicomError:
+            continue
+    if not found or any("ImagePositionPatient" not in source for source in found):
+        raise ImageError("DICOM SEG: expected a DICOM series whose slices say where they lie")
+    return found
+
+
+def _slices_of(sources: Sequence[Dataset], shape: Sequence[int], affine: np.ndarray) -> list[int]:
+    """For each file its k in the volume."""
+    if len(sources) != shape[2] or any((s.Columns, s.Rows) != tuple(shape[:2]) for s in sources):
+        raise ImageError(
+            f"DICOM SEG: expected the series' size {[sources[0].Columns, sources[0].Rows, len(sources)]}, "
+            f"got {list(shape[:3])}"
+        )
+    to_voxel, slices = np.linalg.inv(affine), []
+    for source in sources:
+        corners = np.array([_corner(source, 0, 0), _corner(source, shape[0] - 1, 0), _corner(source, 0, shape[1] - 1)])
+        voxels = corners * LPS_TO_RAS @ to_voxel[:3, :3].T + to_voxel[:3, 3]
+        k = int(np.rint(voxels[0, 2]))
+        expected = np.array([[0, 0, k], [shape[0] - 1, 0, k], [0, shape[1] - 1, k]])
+        if np.abs(voxels - expected).max() > MAX_OFF_PX:
+            raise ImageError("DICOM SEG: the label does not lie on the slices of the series")
+        slices.append(k)
+    if sorted(slices) != list(range(shape[2])):
+        raise ImageError("DICOM SEG: expected one file for each slice of the volume")
+    return slices
+
+
+def _corner(source: Dataset, column: int, row: int) -> np.ndarray:
+    """The centre of a pixel in mm, LPS."""
+    along_row, along_column = np.array(source.ImageOrientationPatient, float).reshape(2, 3)
+    row_mm, column_mm = (float(v) for v in source.PixelSpacing)
+    return np.array(source.ImagePositionPatient, float) + column * column_mm * along_row + row * row_mm * along_column
+
+
+def _description(number: int, value: int, name: str) -> hd.seg.SegmentDescription:
+    return hd.seg.SegmentDescription(
+        segment_number=number,
+        segment_label=name[:64],
+        segmented_property_category=ANATOMY,
+        segmented_property_type=_code(name),
+        algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
+        algorithm_identification=AlgorithmIdentificationSequence("IMIS-Net", LEARNT, __version__),
+        tracking_id=f"value {value}",
+        tracking_uid=hd.UID(),
+    )
+
+
+def _code(name: str) -> Code:
+    """The standard's code of that structure, such as Liver; of what it does not name, that of any structure."""
+    keyword = "".join(word.capitalize() for word in display_name(name).replace("_", " ").replace("-", " ").split())
+    try:
+        return getattr(codes.SCT, keyword)
+    except (AttributeError, RuntimeError):  # no such name, or several codes of that name
+        return ANATOMY
+
+
+def _value(description: hd.seg.SegmentDescription) -> int:
+    """The voxel value of a segment: what we wrote, else the segment's number."""
+    kind, _, value = str(description.tracking_id or "").partition(" ")
+    is_ours = kind == "value" and value.isascii() and value.isdigit() and 0 < int(value) < 1 << 16
+    return int(value) if is_ours else int(description.segment_number)

@@ -1,0 +1,51 @@
+"""DICOM SEG of labels on the NIfTI that MONAI Label makes of a PACS's series."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from monailabel.datastore.utils.convert import dicom_to_nifti
+from pydicom.data import get_testdata_file
+
+from imis_net.errors import ImageError
+from imis_net.images import read_volume
+from lib.dicom_labels import from_dicom_seg, to_dicom_seg
+
+
+@pytest.fixture
+def series(tmp_path: Path) -> Path:
+    """One slice and its two neighbours, files named against their order."""
+    folder = tmp_path / "series"
+    folder.mkdir()
+    for k, name in enumerate(("c", "a", "b")):
+        slice_ = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
+        x, y, z = (float(v) for v in slice_.ImagePositionPatient)
+        slice_.ImagePositionPatient, slice_.InstanceNumber = [x, y, z + 5 * k], k + 1
+        slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
+        slice_.save_as(folder / f"{name}.dcm")
+    return folder
+
+
+def test_a_label_of_a_pacs_goes_out_and_in(tmp_path: Path, series: Path) -> None:
+    """Breaks if the grid of MONAI Label's conversion is not the series', or names are lost on either way."""
+    volume = read_volume(Path(dicom_to_nifti(str(series))))
+    label = np.random.default_rng(0).choice([0, 0, 1, 3], volume.array.shape[:3]).astype(np.uint8)
+    facts = {"label_info": [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 3}]}
+    file = tmp_path / "seg.dcm"
+    file.write_bytes(to_dicom_seg(label.ravel(order="F"), facts, series, volume))  # OHIF's raw bytes
+    names = [str(s.SegmentLabel) for s in pydicom.dcmread(io.BytesIO(file.read_bytes())).SegmentSequence]
+    assert names == ["liver", "spleen"]
+    info: dict[str, object] = {}
+    np.testing.assert_array_equal(read_volume(from_dicom_seg(file, series, volume, info)).array, label)
+    assert info == facts
+
+
+def test_an_image_that_is_no_series_is_refused(tmp_path: Path, series: Path) -> None:
+    """Breaks if a folder of NIfTI studies answers with an opaque 500."""
+    volume = read_volume(series)
+    with pytest.raises(ImageError, match="DICOM series"):
+        to_dicom_seg(np.ones(volume.array.shape[:3], np.uint8), {}, tmp_path / "image.nii.gz", volume)
