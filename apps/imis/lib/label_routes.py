@@ -62,8 +62,8 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         with tempfile.TemporaryDirectory() as folder:
             file = _received(label, Path(folder))
             path = app().path_of(image)
-            volume = app().engine.volumes.read(path)
             with _as_4xx():
+                volume = app().engine.volumes.read(path)
                 if is_dicom_seg(file):
                     file = from_dicom_seg(file, series_of(app().datastore(), image, path), volume, info)
                 content = checked_label(file, volume)
