@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
+from imis_net.adapters.onnx import OnnxSegmenter
 from imis_net.adapters.triton import TritonSegmenter
 from imis_net.embedding_cache import EmbeddingCache
 from imis_net.embedding_disk import EmbeddingDisk
@@ -62,7 +63,9 @@ class Engine:
     def status(self) -> dict[str, object]:
         """Who answers, for whoever watches the server."""
         segmenter = self.segmenter
-        return segmenter.status() if isinstance(segmenter, TritonSegmenter) else {"segmenter": "torch"}
+        if isinstance(segmenter, TritonSegmenter):
+            return segmenter.status()
+        return {"segmenter": "onnxruntime" if isinstance(segmenter, OnnxSegmenter) else "torch"}
 
     def use(self, segmenter: Segmenter) -> None:
         """Answer with this one from the next request on; requests that run now end with the one they began with."""
