@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import sqlite3
 import tempfile
@@ -35,6 +34,7 @@ from lib.dicom_labels import from_dicom_seg, series_of, to_dicom_seg
 from lib.label_files import RAW_SUFFIX, LabelError, checked_label
 from lib.label_store import LabelStore, LabelStoreError, Version
 from lib.names import checked_name
+from lib.params import json_object
 from lib.prompt_log import TargetKey
 from lib.versioned_datastore import AUTHOR, PARENT, VERSION
 from lib.work import user_of
@@ -169,12 +169,7 @@ def _store(app: ImisApp) -> LabelStore:
 
 
 def _info(params: str) -> dict[str, Any]:
-    try:
-        info = json.loads(params or "{}")
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"params: expected a JSON object: {error}") from error
-    if not isinstance(info, dict):
-        raise HTTPException(400, f"params: expected a JSON object, got {params[:60]!r}")
+    info = json_object(params)
     if not isinstance(info.get(PARENT), int | None):
         raise HTTPException(422, f"{PARENT}: expected the number of a version, got {info[PARENT]!r}")
     return info

@@ -31,6 +31,7 @@ from starlette.types import Receive, Scope, Send
 from lib import label_routes, login, model_routes, ohif, page, propagate, stock_routes, target_routes, telemetry
 from lib.gate import check_plain
 from lib.names import checked_name
+from lib.params import json_object
 from lib.pool import PoolFull, Superseded
 from lib.work import in_pool, user_of
 
@@ -107,7 +108,7 @@ def _infer_endpoint(app: Callable[[], ImisApp]) -> Callable[..., Coroutine[objec
         409: a newer request of the same user for the same image and label came before this one was begun.
         429: too many requests wait; ``Retry-After`` says for how many seconds to stay away.
         """
-        request = _json_object(params)
+        request = json_object(params)
         check_plain(request)
         user = user_of(http, request.get("client_id"))
 
@@ -151,16 +152,6 @@ def _uploaded(file: UploadFile, background_tasks: BackgroundTasks) -> Path:
         shutil.copyfileobj(file.file, copy)
     background_tasks.add_task(remove_file, copy.name)
     return Path(copy.name)
-
-
-def _json_object(text: str) -> dict[str, object]:
-    try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError) as error:
-        raise HTTPException(400, f"params: expected a JSON object, got {text[:60]!r}: {error}") from error
-    if not isinstance(value, dict):
-        raise HTTPException(400, f"params: expected a JSON object, got {text[:60]!r}")
-    return value
 
 
 def _check_dicom_seg(app: ImisApp, request: dict[str, object]) -> None:

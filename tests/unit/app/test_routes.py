@@ -11,6 +11,7 @@ from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
 
 from lib import routes
 from lib.names import checked_name
+from lib.params import json_object
 
 
 @pytest.fixture
@@ -71,5 +72,5 @@ def test_installing_twice_leaves_one_of_each(server: FastAPI) -> None:
 def test_params_must_be_a_json_object(text: str) -> None:
     """Breaks when broken or hostile JSON becomes a 500."""
     with pytest.raises(HTTPException, match="JSON object") as error:
-        routes._json_object(text)
+        json_object(text)
     assert error.value.status_code == 400
