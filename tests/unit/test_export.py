@@ -85,7 +85,7 @@ def test_a_graph_that_differs_is_refused_and_leaves_nothing(local, tmp_path, mon
 def test_a_folder_without_its_graphs_is_refused(local, folder, tmp_path):
     """Breaks if half a folder, or a damaged file, is served."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExportError, match="decoder, neck, trunk missing"):
+    with pytest.raises(ExportError, match="decoder_text_mask, neck, trunk missing"):
         OnnxSegmenter(local, tmp_path / "empty")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "trunk.onnx").write_bytes((folder / "trunk.onnx").read_bytes()[:1000])
@@ -93,3 +93,11 @@ def test_a_folder_without_its_graphs_is_refused(local, folder, tmp_path):
         OnnxSegmenter(local, tmp_path / "torn")
     with pytest.raises(ExportError, match="exists already"):
         export(local.network, folder)
+
+
+def test_what_is_not_finite_is_no_parity():
+    """Breaks if NaN on either side counts as equal, which would hide every later difference too."""
+    one, nan = np.ones(2), np.array([1, np.nan])
+    assert module.relative_error(one, one) == 0
+    assert module.relative_error(nan, one) == module.relative_error(one, nan) == np.inf
+    assert module.relative_error(one, np.ones(3)) == np.inf

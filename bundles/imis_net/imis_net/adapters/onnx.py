@@ -38,7 +38,9 @@ class OnnxNetwork:
         options.intra_op_num_threads = threads
         graphs = [path for path in sorted(folder.glob("*.onnx")) if path.stem != export.TEXT_ENCODER]
         self._sessions = {path.stem: _session(path, options) for path in graphs}
-        missing = {export.TRUNK, export.NECK, export.DECODER} - self._sessions.keys()
+        has_text = (False, True) if network.known_texts != () else (False,)
+        decoders = {export.decoder_name(text, mask) for text in has_text for mask in (False, True)}
+        missing = {export.TRUNK, export.NECK, *decoders} - self._sessions.keys()
         if missing:
             raise ExportError(f"{folder.name}: expected the graphs of a network, {', '.join(sorted(missing))} missing")
 
