@@ -1,6 +1,7 @@
 """A training's state in a file."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +9,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from imis_net.errors import CheckpointError
-from imis_net.training import checkpointing
 from imis_net.training.checkpointing import Place, read_place, restore, save_checkpoint
 from imis_net.training.weight_average import WeightAverage
 
@@ -46,7 +46,7 @@ def test_restored_training_goes_on_bit_for_bit(tmp_path):
     assert read_place(path) == Place("a recipe", 0, 3, 1.5, 0.7, "run")
 
 
-@pytest.mark.parametrize("step", ["save_file", "fsync", "replace"])
+@pytest.mark.parametrize("step", ["write_bytes", "fsync", "replace"])
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, step):
     """Breaks if a full disk destroys the checkpoint that was there, or leaves a draft behind."""
     path, one = tmp_path / "checkpoint.safetensors", training()
@@ -55,7 +55,7 @@ def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch, step):
     def full(*_, **__):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(checkpointing if step == "save_file" else os, step, full)
+    monkeypatch.setattr(Path if step == "write_bytes" else os, step, full)
     with pytest.raises(OSError, match="no space left"):
         save_checkpoint(path, Place("a recipe", step=2), *one)
     assert read_place(path).step == 1

@@ -150,9 +150,7 @@ def _as_4xx() -> Iterator[None]:
     """What the label store and the disk say, as answers."""
     try:
         yield
-    except LabelError as error:
-        raise HTTPException(422, str(error)) from error
-    except ImageError as error:
+    except (LabelError, ImageError) as error:
         raise HTTPException(422, str(error)) from error
     except LabelStoreError as error:
         raise HTTPException(404, str(error)) from error

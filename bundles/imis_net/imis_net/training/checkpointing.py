@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from imis_net.errors import CheckpointError
+from imis_net.files import write_durably
 from imis_net.training.weight_average import WeightAverage
 
 VERSION = "1"
@@ -53,14 +53,7 @@ def save_checkpoint(
     if torch.cuda.is_available():
         tensors["rng.cuda"] = torch.cuda.get_rng_state()
     facts = {"version": VERSION, "place": json.dumps(asdict(place)), "num_updates": str(average.num_updates)}
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, draft, facts)
-        with draft.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_durably(path, to_safetensors({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, facts))
 
 
 def read_place(path: Path) -> Place:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from skimage.segmentation import felzenszwalb
 
 from imis_net.errors import DatasetError
 from imis_net.training.augmentation import (
@@ -19,6 +18,7 @@ from imis_net.training.augmentation import (
     synthetic_contrast,
 )
 from imis_net.training.dataset import Record
+from imis_net.training.regions import appearance_regions
 from imis_net.training.scenes import SOURCE, random_scene
 
 MIN_COARSE_SIDE = 40
@@ -167,16 +167,9 @@ class Sampler:
         return np.flatnonzero(counts * (num_pixels / label_map.size) >= self.min_pixels)
 
     def _region_map(self, record: Record) -> np.ndarray:
-        """Regions of equal appearance, uint16 [H, W], made once per record; regions of background are dropped."""
+        """``appearance_regions``, made once per record."""
         if record not in self._regions:
-            size = max(record.image.shape[:2])
-            grey = record.image.mean(-1) / 255
-            regions = felzenszwalb(grey, scale=size / 4, sigma=1.0, min_size=size // 6).astype(np.uint16) + 1
-            counts = np.bincount(regions.ravel())
-            brightness = np.bincount(regions.ravel(), weights=grey.ravel()) / np.maximum(counts, 1)
-            drop = np.flatnonzero((counts > 0.5 * regions.size) | (brightness < 0.03))
-            regions[np.isin(regions, drop)] = 0
-            self._regions[record] = regions
+            self._regions[record] = appearance_regions(record.image)
         return self._regions[record]
 
 
