@@ -1,8 +1,9 @@
 """Interactive masks and what stands in for them."""
 
 import numpy as np
+import pytest
 
-from imis_net.training.regions import appearance_regions, cleaned
+from imis_net.training.regions import appearance_regions, cleaned, intensity_classes
 
 
 def test_specks_go_and_holes_close():
@@ -24,3 +25,20 @@ def test_regions_follow_appearance():
     regions = appearance_regions(image)
     assert regions[0, 0] == 0
     assert 0 != regions[20, 30] != regions[45, 30] != 0
+
+
+def test_a_tissue_is_one_class_in_however_many_pieces():
+    """Breaks if brightness classes are split into parts, mixed, or background becomes one."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[4:60, 4:60] = 90
+    image[10:20, 10:20] = image[40:50, 40:50] = 200
+    classes = intensity_classes(image, 2)
+    assert classes[0, 0] == 0
+    assert classes[15, 15] == classes[45, 45] == 2
+    assert classes[30, 30] == 1
+
+
+def test_more_tissues_than_grey_values_are_refused():
+    """Breaks if a flat image gives classes that nothing in it tells apart."""
+    with pytest.raises(ValueError, match="different values"):
+        intensity_classes(np.full((32, 32, 3), 128, np.uint8), 3)

@@ -121,6 +121,15 @@ def test_records_of_one_name_keep_their_own_regions():
         assert both._region_map(chosen).shape == chosen.image.shape[:2]
 
 
+def test_tissues_are_drawn_where_there_are_enough_grey_values():
+    """Breaks if tissue targets are split into regions, or a picture of two grey values ends the training."""
+    example = sampler(region_probability=1.0, tissue_probability=1.0).draw(np.random.default_rng(0))
+    assert example.texts is None
+    assert example.targets.any((1, 2)).all()
+    whole = sampler(tissue_probability=1.0)._region_map(record(), 2)
+    assert len(np.unique(whole[record().targets[0][0] > 0])) == 1, "both squares are as bright"
+
+
 def test_draws_follow_the_weights():
     """Breaks if a source left out by a weight of 0 is drawn, or targets are fewer than asked for."""
     kept = record()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from scipy import ndimage
+from skimage.filters import threshold_multiotsu
 from skimage.segmentation import felzenszwalb
 
 from imis_net.training.dataset import Record
@@ -29,6 +30,20 @@ def appearance_regions(image: np.ndarray) -> np.ndarray:
     drop = np.flatnonzero((counts > 0.5 * regions.size) | (brightness < 0.03))
     regions[np.isin(regions, drop)] = 0
     return regions
+
+
+def intensity_classes(image: np.ndarray, num_classes: int) -> np.ndarray:
+    """Tissues of uint8 [H, W, 3] by brightness alone, uint16 [H, W] from 1; 0 where it is background.
+
+    A class is in many pieces, as grey matter or a cell membrane is, which no region of equal appearance shows.
+
+    Raises:
+        ValueError: the image has fewer grey values than classes.
+    """
+    grey = ndimage.gaussian_filter(image.mean(-1), sigma=max(image.shape[:2]) / 500)
+    shown = grey > 0.03 * 255
+    thresholds = threshold_multiotsu(grey[shown].astype(np.uint8), num_classes)
+    return np.where(shown, np.digitize(grey, thresholds, right=True) + 1, 0).astype(np.uint16)
 
 
 def cleaned(mask: np.ndarray) -> np.ndarray:

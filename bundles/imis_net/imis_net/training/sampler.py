@@ -18,7 +18,7 @@ from imis_net.training.augmentation import (
     synthetic_contrast,
 )
 from imis_net.training.dataset import Record
-from imis_net.training.regions import appearance_regions
+from imis_net.training.regions import appearance_regions, intensity_classes
 from imis_net.training.scenes import SOURCE, random_scene
 
 MIN_COARSE_SIDE = 40
@@ -54,6 +54,7 @@ class Sampler:
         known_texts: names that the network's text encoder has.
         region_probability: share of examples whose targets are unnamed regions of equal appearance, the stand-in
             for dense interactive masks where there are none.
+        tissue_probability: share of those whose targets are classes of brightness, in many pieces each.
         synthetic_probability: share of examples repainted from their label map.
         min_scale, max_scale: a view's side relative to the image's longer side.
         wide_probability: share of views of the whole image, unflipped: where an organ lies is half of its name.
@@ -69,6 +70,7 @@ class Sampler:
     known_texts: Collection[str]
     weights: dict[str, float] = field(default_factory=dict)
     region_probability: float = 0.2
+    tissue_probability: float = 0.0
     synthetic_probability: float = 0.1
     min_scale: float = 0.7
     max_scale: float = 1.25
@@ -84,7 +86,7 @@ class Sampler:
         if not share.sum() > 0:
             raise DatasetError(f"nothing to draw from: {len(self.records)} records, none with a weight above 0")
         self._shares = share / share.sum()
-        self._regions: dict[Record, np.ndarray] = {}
+        self._regions: dict[tuple[Record, int], np.ndarray] = {}
 
     def draw(self, rng: np.random.Generator) -> Example:
         """One example; tries again where a view cut all targets away.
@@ -108,7 +110,7 @@ class Sampler:
 
     def _from_record(self, record: Record, rng: np.random.Generator) -> Example | None:
         use_regions = not record.targets or rng.random() < self._region_share(record)
-        maps = ((self._region_map(record), {}),) if use_regions else record.targets
+        maps = ((self._region_map(record, self._num_tissues(rng)), {}),) if use_regions else record.targets
         focus_map, _ = maps[rng.integers(len(maps))]
         values = np.unique(focus_map)
         values = values[values > 0]
@@ -166,11 +168,22 @@ class Sampler:
         counts[0] = 0
         return np.flatnonzero(counts * (num_pixels / label_map.size) >= self.min_pixels)
 
-    def _region_map(self, record: Record) -> np.ndarray:
-        """``appearance_regions``, made once per record."""
-        if record not in self._regions:
-            self._regions[record] = appearance_regions(record.image)
-        return self._regions[record]
+    def _num_tissues(self, rng: np.random.Generator) -> int:
+        """0 where regions of equal appearance are wanted."""
+        return int(rng.integers(2, 5)) if rng.random() < self.tissue_probability else 0
+
+    def _region_map(self, record: Record, num_tissues: int = 0) -> np.ndarray:
+        """Unnamed targets of a record, made once for each number of tissues."""
+        if (record, num_tissues) not in self._regions:
+            self._regions[record, num_tissues] = _unnamed_targets(record.image, num_tissues)
+        return self._regions[record, num_tissues]
+
+
+def _unnamed_targets(image: np.ndarray, num_tissues: int) -> np.ndarray:
+    try:
+        return intensity_classes(image, num_tissues) if num_tissues else appearance_regions(image)
+    except ValueError:  # too few grey values for so many tissues
+        return appearance_regions(image)
 
 
 def canonical_name(name: str) -> str:
