@@ -23,7 +23,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "bundles" / "imis_net")]
 
 from claims import Claim, report
 
-from imis_net.adapters.onnx import OnnxSegmenter
+from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.evaluation.cost import measure_cost
 from imis_net.prompts import Prompt
 from imis_net.segmenter import TorchSegmenter, load_segmenter
@@ -39,11 +39,11 @@ def main() -> int:
     torch.set_num_threads(threads)
     local = load_segmenter()
     with tempfile.TemporaryDirectory() as folder:
-        graphs = OnnxSegmenter(local, Path(folder) / "graphs", threads)
+        graphs = GraphSegmenter(local, Path(folder) / "graphs", threads=threads)
         return report("export_latency", _claims(local, graphs, threads))
 
 
-def _claims(local: TorchSegmenter, graphs: OnnxSegmenter, threads: int) -> Iterator[Claim]:
+def _claims(local: TorchSegmenter, graphs: GraphSegmenter, threads: int) -> Iterator[Claim]:
     image = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
     both = (local, graphs)
     embeddings = [s.encode_image(image) for s in both]

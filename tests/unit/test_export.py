@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from imis_net import export as module
-from imis_net.adapters.onnx import OnnxSegmenter
+from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.errors import ExportError
 from imis_net.export import export, graphs
 from imis_net.networks.build import imis_net_compact
@@ -33,7 +33,7 @@ def folder(local, tmp_path_factory):
 
 def test_every_combination_of_prompts_gives_the_same_mask(local, folder):
     """Breaks if a graph drops or pads a part of the prompt, or embeddings of torch and of the graphs differ."""
-    remote = OnnxSegmenter(local, folder, threads=1)
+    remote = GraphSegmenter(local, folder, threads=1)
     ours, theirs = local.encode_image(IMAGE), remote.encode_image(IMAGE)
     clicks = {"point_coords": np.array([[30, 20], [5, 6]]), "point_labels": np.array([1, 0])}
     low_res = local.predict(ours, Prompt(**clicks)).low_res_mask
@@ -85,12 +85,12 @@ def test_a_graph_that_differs_is_refused_and_leaves_nothing(local, tmp_path, mon
 def test_a_folder_without_its_graphs_is_refused(local, folder, tmp_path):
     """Breaks if half a folder, or a damaged file, is served."""
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ExportError, match="decoder_text_mask, neck, trunk missing"):
-        OnnxSegmenter(local, tmp_path / "empty")
+    with pytest.raises(ExportError, match=r"trunk\.onnx is missing"):
+        GraphSegmenter(local, tmp_path / "empty")
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "trunk.onnx").write_bytes((folder / "trunk.onnx").read_bytes()[:1000])
     with pytest.raises(ExportError, match=r"trunk\.onnx: cannot be loaded"):
-        OnnxSegmenter(local, tmp_path / "torn")
+        GraphSegmenter(local, tmp_path / "torn")
     with pytest.raises(ExportError, match="exists already"):
         export(local.network, folder)
 

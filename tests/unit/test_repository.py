@@ -16,7 +16,8 @@ from imis_net.serving.remote_network import CurrentVersion
 from imis_net.serving.repository import Manifest
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "triton_models"
-MANIFEST = Manifest("imis_net_compact", 64, 3, "encoder", "weights 1", "bilinear", ("liver",), {"image_size": 64})
+SHAPES = ((1, 192, 4, 4), (1, 48, 8, 8), (1, 24, 16, 16))
+MANIFEST = Manifest("imis_net_compact", 64, SHAPES, "encoder", "weights 1", "bilinear", ("liver",), {"image_size": 64})
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from imis_net.networks.build import BUILDERS
 from imis_net.retraining.schedule import check_cron
 from imis_net.segmenter import DEFAULT_MODEL
 
-SEGMENTERS = ("torch", "onnxruntime", "triton")
+SEGMENTERS = ("torch", "onnxruntime", "openvino", "triton")
 _HOST_KEYS = {"server_mode"}
 """Read by MONAI Label itself."""
 
@@ -36,7 +36,7 @@ class Config:
         device: a torch device.
         cache_bytes: bound of all caches together: half for image embeddings, half for decoded volumes.
         threads: torch threads per operation; 0 leaves torch's choice.
-        segmenter: what runs the networks: torch or onnxruntime in this process, or a triton server.
+        segmenter: what runs the networks: torch, onnxruntime or openvino in this process, or a triton server.
         triton_url: the server's gRPC address.
         triton_deadline_s: what Triton may take for a click or an image before torch answers in its place.
         labels: names that viewers offer; () is what the model was trained on.

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
-from imis_net.adapters.onnx import OnnxSegmenter
+from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.adapters.triton import TritonSegmenter
 from imis_net.embedding_cache import EmbeddingCache
 from imis_net.embedding_disk import EmbeddingDisk
@@ -65,7 +65,7 @@ class Engine:
         segmenter = self.segmenter
         if isinstance(segmenter, TritonSegmenter):
             return segmenter.status()
-        return {"segmenter": "onnxruntime" if isinstance(segmenter, OnnxSegmenter) else "torch"}
+        return {"segmenter": segmenter.build.backend if isinstance(segmenter, GraphSegmenter) else "torch"}
 
     def use(self, segmenter: Segmenter) -> None:
         """Answer with this one from the next request on; requests that run now end with the one they began with."""

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from imis_net.adapters.onnx import OnnxSegmenter
+from imis_net.adapters.graph_runtimes import Build
+from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.adapters.triton import TritonSegmenter
 from imis_net.segmenter import Segmenter, TorchSegmenter, load_segmenter
 from lib.config import Config
 
 
 def build_segmenter(config: Config, weights: Path | None, graphs: Path) -> Segmenter:
-    """``torch`` or ``onnxruntime`` in this process, or ``triton`` with torch while Triton does not answer.
+    """``torch``, ``onnxruntime`` or ``openvino`` in this process, or ``triton``, with torch while that does not answer.
 
     Args:
         weights: a published version's; None is the deployment's own.
@@ -30,6 +31,6 @@ def build_segmenter(config: Config, weights: Path | None, graphs: Path) -> Segme
 def local_segmenter(config: Config, weights: Path | None, graphs: Path) -> TorchSegmenter:
     """What answers in this process; see ``build_segmenter``."""
     local = load_segmenter(config.model, weights or config.weights, config.device, **config.architecture)
-    if config.segmenter == "onnxruntime":
-        return OnnxSegmenter(local, graphs / local.weights_digest, config.threads)
+    if config.segmenter in ("onnxruntime", "openvino"):
+        return GraphSegmenter(local, graphs / local.weights_digest, Build(config.segmenter), config.threads)
     return local

@@ -101,7 +101,7 @@ def evaluate(
                 yield score
                 click = correction_click(prediction.mask, truth, rng)
                 if click is not None and round_index < num_rounds:
-                    prompt = _with_click(prompt, *click, prediction.low_res_mask if use_previous_mask else None)
+                    prompt = with_click(prompt, *click, prediction.low_res_mask if use_previous_mask else None)
 
 
 def first_prompt(
@@ -128,7 +128,8 @@ def mean_dice(scores: Iterable[Score], round_index: int = 0) -> float:
     return float(np.mean([s.dice for s in scores if s.round == round_index]))
 
 
-def _with_click(prompt: Prompt, xy: np.ndarray, label: int, low_res_mask: np.ndarray | None) -> Prompt:
+def with_click(prompt: Prompt, xy: np.ndarray, label: int, low_res_mask: np.ndarray | None) -> Prompt:
+    """The prompt with one more click, and the mask so far where it is given."""
     coords, labels = xy[None], np.array([label])
     if prompt.point_coords is not None and prompt.point_labels is not None:
         coords, labels = np.concatenate([prompt.point_coords, coords]), np.concatenate([prompt.point_labels, labels])

@@ -109,7 +109,7 @@ class IMISNet(nn.Module):
         text: Tensor | None,
         low_res_masks: Tensor | None,
     ) -> MaskPrediction:
-        """The same from clicks and boxes in one list, as ``PromptEncoder.labelled_points`` makes it."""
+        """The same from clicks and boxes in one list, as ``prompt_encoder.labelled_points`` makes it."""
         sparse, dense = self.prompt_encoder.encode(coords, labels, text, low_res_masks)
         return self._decode(features, sparse, dense, text)
 

@@ -126,9 +126,9 @@ class MaskDecoder(nn.Module):
             evidence, embedded = self.grounding(features, image_pe, text)
             image = image + embedded
         tokens, src = self.transformer(image, image_pe, tokens)
-        iou_token, mask_tokens, semantic_tokens, _ = tokens.split(
-            [1, NUM_MASK_TOKENS, NUM_MASK_TOKENS, tokens.shape[1] - 1 - 2 * NUM_MASK_TOKENS], dim=1
-        )
+        # Slices rather than one split, whose last part of open length TensorRT does not take.
+        iou_token, mask_tokens = tokens[:, 0], tokens[:, 1 : 1 + NUM_MASK_TOKENS]
+        semantic_tokens = tokens[:, 1 + NUM_MASK_TOKENS : 1 + 2 * NUM_MASK_TOKENS]
         upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
         weights = torch.stack(
             [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)],
@@ -141,7 +141,7 @@ class MaskDecoder(nn.Module):
             masks = masks + F.interpolate(evidence, scale_factor=2.0, mode="bilinear", align_corners=False)
         return MaskPrediction(
             low_res_masks=masks,
-            iou_predictions=self.iou_prediction_head(iou_token[:, 0]),
+            iou_predictions=self.iou_prediction_head(iou_token),
             semantic_embeddings=self.semantic_prediction_head(semantic_tokens),
             tokens=tokens,
             src=src,

@@ -88,28 +88,8 @@ class PromptEncoder(nn.Module):
             sparse [B, N', C] in the order clicks (with a padding point when there is no box), corners, text; and the
             dense maps: first [B or 1, C, S/16, S/16] (1 where it is the same for all), then finer ones if any.
         """
-        given = next((p for p in (point_coords, boxes, low_res_masks, text) if p is not None), None)
-        num_targets = 1 if given is None else given.shape[0]
-        coords, labels = self.labelled_points(point_coords, point_labels, boxes, num_targets)
+        coords, labels = labelled_points(point_coords, point_labels, boxes, text, low_res_masks)
         return self.encode(coords, labels, text, low_res_masks)
-
-    def labelled_points(
-        self, coords: Tensor | None, labels: Tensor | None, boxes: Tensor | None, num_targets: int
-    ) -> tuple[Tensor, Tensor]:
-        """Clicks and boxes as points of six kinds: clicks (with a padding point when there is no box), then corners."""
-        like = self.not_a_point_embed.weight
-        points = [like.new_zeros(num_targets, 0, 2)]
-        kinds = [like.new_zeros(num_targets, 0, dtype=torch.long)]
-        if coords is not None and labels is not None:
-            points.append(coords)
-            kinds.append(labels.long())
-            if boxes is None:
-                points.append(coords.new_zeros(num_targets, 1, 2))
-                kinds.append(kinds[0].new_full((num_targets, 1), NOT_A_POINT))
-        if boxes is not None:
-            points.append(rearrange(boxes, "b (corner xy) -> b corner xy", xy=2))
-            kinds.append(kinds[0].new_tensor([TOP_LEFT, BOTTOM_RIGHT]).expand(num_targets, -1))
-        return torch.cat(points, dim=1), torch.cat(kinds, dim=1)
 
     def encode(
         self, coords: Tensor, labels: Tensor, text: Tensor | None, low_res_masks: Tensor | None
@@ -134,3 +114,30 @@ class PromptEncoder(nn.Module):
             return (self.mask_downscaling(low_res_masks),)
         shared = rearrange(self.no_mask_embed.weight, "1 c -> 1 c 1 1")
         return (shared.expand(1, -1, self.embedding_side, self.embedding_side),)
+
+
+def labelled_points(
+    coords: Tensor | None,
+    labels: Tensor | None,
+    boxes: Tensor | None,
+    text: Tensor | None = None,
+    low_res_masks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Clicks and boxes as points of six kinds: clicks (with a padding point when there is no box), then corners.
+
+    Text and previous mask only tell how many targets there are. Arguments as ``PromptEncoder.forward``'s.
+    """
+    like = next((p for p in (coords, boxes, low_res_masks, text) if p is not None), torch.empty(1))
+    num_targets = like.shape[0]
+    points = [like.new_zeros(num_targets, 0, 2)]
+    kinds = [like.new_zeros(num_targets, 0, dtype=torch.long)]
+    if coords is not None and labels is not None:
+        points.append(coords)
+        kinds.append(labels.long())
+        if boxes is None:
+            points.append(coords.new_zeros(num_targets, 1, 2))
+            kinds.append(kinds[0].new_full((num_targets, 1), NOT_A_POINT))
+    if boxes is not None:
+        points.append(rearrange(boxes, "b (corner xy) -> b corner xy", xy=2))
+        kinds.append(kinds[0].new_tensor([TOP_LEFT, BOTTOM_RIGHT]).expand(num_targets, -1))
+    return torch.cat(points, dim=1), torch.cat(kinds, dim=1)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from imis_net.adapters.graphs import GraphDecoder, GraphEncoder
 from imis_net.checkpoint import load_weights
 from imis_net.errors import ServingError
 from imis_net.networks.build import BUILDERS
 from imis_net.networks.imis_net import IMISNet
 from imis_net.serving import tensors as names
-from imis_net.serving.repository import WEIGHTS, Manifest
+from imis_net.serving.repository import GRAPHS, TORCH, WEIGHTS, Manifest
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -27,21 +28,30 @@ class NetworkModel:
         Raises:
             ServingError: no whole version there, or one whose answers are not finite.
             CheckpointError: weights that do not fit.
+            ExportError: graphs or engines that cannot be loaded here.
         """
         self.manifest = Manifest.read(folder)
-        self.network: IMISNet = BUILDERS[self.manifest.name](**self.manifest.architecture).eval()
-        load_weights(self.network, folder / WEIGHTS)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.network.to(self.device)
+        self.device = torch.device("cpu")  # where graphs take their inputs from, wherever they run
+        self.open(folder)
         for name, array in self.run(self.example()).items():
             if not np.isfinite(array).all():
                 raise ServingError(f"{folder.parent.name}/{folder.name}: {name} is not finite")
+
+    def open(self, folder: Path) -> None:
+        raise NotImplementedError
 
     def example(self) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         raise NotImplementedError
+
+    def load_network(self, folder: Path) -> IMISNet:
+        """The torch network with the version's weights, on the GPU if there is one."""
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        network: IMISNet = BUILDERS[self.manifest.name](**self.manifest.architecture).eval()
+        load_weights(network, folder / WEIGHTS)
+        return network.to(self.device)
 
     def given(self, inputs: Arrays, wanted: Sequence[str]) -> dict[str, torch.Tensor]:
         """Those of the wanted inputs that are there."""
@@ -49,18 +59,27 @@ class NetworkModel:
 
 
 class EncoderModel(NetworkModel):
+    def open(self, folder: Path) -> None:
+        if self.manifest.backend == TORCH:
+            self.encode_image = self.load_network(folder).encode_image
+        else:
+            self.encode_image = GraphEncoder(folder / GRAPHS, self.manifest.build).encode_image
+
     def example(self) -> dict[str, np.ndarray]:
-        side = self.network.image_size
+        side = self.manifest.image_size
         return {names.IMAGES: np.zeros((1, 3, side, side), np.float32)}
 
     @torch.inference_mode()
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        features = self.network.encode_image(self.given(inputs, [names.IMAGES])[names.IMAGES])
+        features = self.encode_image(self.given(inputs, [names.IMAGES])[names.IMAGES])
         return _arrays(names.FEATURES[: len(features)], features)
 
 
 class TextModel(NetworkModel):
     """Takes the names themselves, since which can be known is a fact of the weights."""
+
+    def open(self, folder: Path) -> None:
+        self.network = self.load_network(folder)
 
     def example(self) -> dict[str, np.ndarray]:
         known = self.network.known_texts
@@ -73,19 +92,24 @@ class TextModel(NetworkModel):
 
 
 class DecoderModel(NetworkModel):
-    @torch.inference_mode()
+    def open(self, folder: Path) -> None:
+        if self.manifest.backend == TORCH:
+            self.predict_masks = self.load_network(folder).predict_masks
+        else:
+            has_text = self.manifest.known_texts != ()
+            self.predict_masks = GraphDecoder(folder / GRAPHS, self.manifest.build, has_text).predict_masks
+
     def example(self) -> dict[str, np.ndarray]:
-        side = self.network.image_size
-        features = self.network.encode_image(torch.zeros(1, 3, side, side, device=self.device))
-        return _arrays(names.FEATURES[: len(features)], features) | {
-            names.POINT_COORDS: np.full((1, 1, 2), side / 2, np.float32),
+        shapes = zip(names.FEATURES, self.manifest.feature_shapes, strict=False)
+        return {name: np.zeros(shape, np.float32) for name, shape in shapes} | {
+            names.POINT_COORDS: np.full((1, 1, 2), self.manifest.image_size / 2, np.float32),
             names.POINT_LABELS: np.ones((1, 1), np.int64),
         }
 
     @torch.inference_mode()
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         features = tuple(self.given(inputs, names.FEATURES).values())
-        answer = self.network.predict_masks(features, **self.given(inputs, names.PROMPTS))
+        answer = self.predict_masks(features, **self.given(inputs, names.PROMPTS))
         return _arrays(names.PREDICTIONS, (answer.low_res_masks, answer.iou_predictions, answer.semantic_embeddings))
 
 

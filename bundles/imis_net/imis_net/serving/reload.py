@@ -12,7 +12,7 @@ from imis_net.errors import ServingError
 from imis_net.serving.repository import RELOADED, Manifest, publish, retire, withdraw
 
 
-def exchange(url: str, repository: Path, manifest: Manifest, weights: Path) -> int:
+def exchange(url: str, repository: Path, manifest: Manifest, weights: Path, graphs: Path | None = None) -> int:
     """Publish, load, and drop what is too old; the new version's number.
 
     Raises:
@@ -23,7 +23,7 @@ def exchange(url: str, repository: Path, manifest: Manifest, weights: Path) -> i
         with InferenceServerClient(url) as client:
             client.load_model(model)  # which runs it once
 
-    version = publish(repository, manifest, weights)
+    version = publish(repository, manifest, weights, graphs)
     try:
         with ThreadPoolExecutor(len(RELOADED)) as pool:
             list(pool.map(load, RELOADED))

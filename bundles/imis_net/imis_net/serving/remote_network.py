@@ -33,7 +33,7 @@ class RemoteNetwork:
         self.pixel_std = torch.tensor(PIXEL_STD).view(3, 1, 1)
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
-        wanted = names.FEATURES[: self.manifest.num_features]
+        wanted = names.FEATURES[: len(self.manifest.feature_shapes)]
         return tuple(map(torch.from_numpy, self._call(repo.ENCODER, 1, {names.IMAGES: images.numpy()}, wanted)))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:

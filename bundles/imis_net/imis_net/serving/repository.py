@@ -5,7 +5,8 @@
     imis_text_encoder/N/      what is trained together and exchanged together:
     imis_decoder/N/           prompt encoder and mask decoder
 
-Beside each network lies ``manifest.json``: what it is, and the digests that tell which parts belong together.
+Beside each network lies ``manifest.json``: what it is, how it is run, and the digests that tell which parts belong
+together; then its weights, or its graphs or engines.
 """
 
 from __future__ import annotations
@@ -18,7 +19,11 @@ from pathlib import Path
 
 import numpy as np
 
+from imis_net.adapters.graph_runtimes import Build
+from imis_net.adapters.tensorrt import FACTS
 from imis_net.errors import ServingError
+from imis_net.export import DECODER as DECODER_GRAPHS
+from imis_net.export import NECK, TRUNK
 from imis_net.segmenter import TorchSegmenter
 from imis_net.serving.wire import MODEL as INTERACTIVE
 
@@ -26,7 +31,9 @@ ENCODER, TEXT, DECODER = "imis_image_encoder", "imis_text_encoder", "imis_decode
 RELOADED = (TEXT, DECODER)
 MODELS = (ENCODER, *RELOADED, INTERACTIVE)
 """In the order of loading: what is called before what calls it."""
-MANIFEST, WEIGHTS = "manifest.json", "weights.safetensors"
+MANIFEST, WEIGHTS, GRAPHS = "manifest.json", "weights.safetensors", "graphs"
+TORCH = "torch"
+_GRAPHS_OF = {ENCODER: (TRUNK, NECK), DECODER: (DECODER_GRAPHS,)}
 NUM_KEPT = 2
 """Versions that stay loaded, as each config.pbtxt says: the one in use, and the one to go back to."""
 
@@ -38,18 +45,27 @@ class Manifest:
     Attributes:
         name: a key of ``networks.build.BUILDERS``.
         architecture: the builder's arguments.
-        num_features: tensors that the encoder gives for an image.
+        feature_shapes: of the tensors that the encoder gives for an image.
+        backend, precision: what runs encoder and decoder, ``torch`` or a ``graph_runtimes.Build``; names are always
+            embedded by torch.
         image_size, encoder_digest, weights_digest, known_texts, resize_mode: as the segmenter's.
     """
 
     name: str
     image_size: int
-    num_features: int
+    feature_shapes: tuple[tuple[int, ...], ...]
     encoder_digest: str
     weights_digest: str
     resize_mode: str
     known_texts: tuple[str, ...] | None
     architecture: dict[str, int] = field(default_factory=dict)
+    backend: str = TORCH
+    precision: str = "fp32"
+
+    @property
+    def build(self) -> Build:
+        """How its graphs are run, where ``backend`` is not torch."""
+        return Build(self.backend, self.precision)
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:
@@ -59,40 +75,47 @@ class Manifest:
         try:
             content = json.loads((folder / MANIFEST).read_text())
             names = content.pop("known_texts")
-            return cls(known_texts=None if names is None else tuple(names), **content)
+            shapes = tuple(tuple(shape) for shape in content.pop("feature_shapes"))
+            return cls(known_texts=None if names is None else tuple(names), feature_shapes=shapes, **content)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ServingError(f"{folder.parent.name}/{folder.name}: no whole {MANIFEST} ({error})") from error
 
 
-def describe(segmenter: TorchSegmenter, architecture: dict[str, int]) -> Manifest:
+def describe(segmenter: TorchSegmenter, architecture: dict[str, int], build: Build | None = None) -> Manifest:
+    """``build``: how its graphs are run; None is torch."""
     blank = np.zeros((segmenter.image_size, segmenter.image_size, 3), np.uint8)
     return Manifest(
         name=segmenter.network.name,
         image_size=segmenter.image_size,
-        num_features=len(segmenter.encode_image(blank).features),
+        feature_shapes=tuple(tuple(feature.shape) for feature in segmenter.encode_image(blank).features),
         encoder_digest=segmenter.encoder_digest,
         weights_digest=segmenter.weights_digest,
         resize_mode=segmenter.resize_mode,
         known_texts=segmenter.known_texts,
         architecture=architecture,
+        **({} if build is None else asdict(build)),
     )
 
 
-def build(repository: Path, templates: Path, manifest: Manifest, weights: Path) -> None:
-    """A new repository, in place of an old one, from the committed models and one set of weights."""
+def build(repository: Path, templates: Path, manifest: Manifest, weights: Path, graphs: Path | None = None) -> None:
+    """A new repository, in place of an old one, from the committed models and one set of weights.
+
+    Args:
+        graphs: folder of the graphs or engines that the manifest's build runs; None for torch.
+    """
     draft = repository.with_name(f".{repository.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     shutil.copytree(templates, draft, ignore=shutil.ignore_patterns("__pycache__", "*.md"))
     try:
         for model in (ENCODER, *RELOADED):
-            _fill(draft / model / "1", manifest, weights)
+            _fill(draft / model / "1", manifest, weights, graphs)
         shutil.rmtree(repository, ignore_errors=True)
         draft.rename(repository)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def publish(repository: Path, manifest: Manifest, weights: Path) -> int:
+def publish(repository: Path, manifest: Manifest, weights: Path, graphs: Path | None = None) -> int:
     """Add a version of what is trained; nothing changes for clients until Triton is asked to load it.
 
     Raises:
@@ -107,8 +130,8 @@ def publish(repository: Path, manifest: Manifest, weights: Path) -> int:
     for model in RELOADED:
         folder = repository / model
         draft = folder / f".{version}.{os.getpid()}"
-        shutil.copytree(folder / str(version - 1), draft, ignore=shutil.ignore_patterns("__pycache__"))
-        _fill(draft, manifest, weights)
+        shutil.copytree(folder / str(version - 1), draft, ignore=shutil.ignore_patterns("__pycache__", GRAPHS, WEIGHTS))
+        _fill(draft, manifest, weights, graphs)
         draft.rename(folder / str(version))
     return version
 
@@ -135,8 +158,13 @@ def _version_numbers(folder: Path) -> set[int]:
     return {int(path.name) for path in folder.iterdir() if path.name.isdigit()} if folder.is_dir() else set()
 
 
-def _fill(folder: Path, manifest: Manifest, weights: Path) -> None:
-    target = folder / WEIGHTS
-    target.unlink(missing_ok=True)
-    shutil.copyfile(weights, target)
+def _fill(folder: Path, manifest: Manifest, weights: Path, graphs: Path | None) -> None:
+    model = folder.parent.name
+    if graphs is None or model == TEXT:
+        shutil.copyfile(weights, folder / WEIGHTS)
+    else:
+        (folder / GRAPHS).mkdir()
+        for path in sorted(graphs.iterdir()):
+            if path.stem.startswith(_GRAPHS_OF[model]) or path.name == FACTS:
+                shutil.copyfile(path, folder / GRAPHS / path.name)
     (folder / MANIFEST).write_text(json.dumps(asdict(manifest), indent=2) + "\n")

@@ -1,0 +1,112 @@
+"""What runs one graph file: ONNX Runtime, OpenVINO, or an engine of TensorRT. Arrays by name in, arrays out."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from imis_net.errors import ExportError
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Graph(Protocol):
+    """One loaded graph; safe to call from several threads."""
+
+    input_names: list[str]
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        """All outputs, in the graph's order."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """How graphs are run.
+
+    Attributes:
+        backend: a key of ``PRECISIONS``.
+        precision: of the arithmetic; inputs and outputs are float32 whatever it is.
+    """
+
+    backend: str = "onnxruntime"
+    precision: str = "fp32"
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS.get(self.backend, ()):
+            offered = "; ".join(f"{backend}: {', '.join(names)}" for backend, names in PRECISIONS.items())
+            raise ExportError(f"got {self}, expected a backend and precision of {offered}")
+
+    def __str__(self) -> str:
+        return f"{self.backend} {self.precision}"
+
+
+PRECISIONS = {
+    "onnxruntime": ("fp32",),
+    "openvino": ("fp32", "bf16"),
+    "tensorrt": ("fp32", "fp16"),
+    "tensorrt-rtx": ("fp32", "fp16"),
+}
+"""Exact first: what a build falls back to is the one before it."""
+ENGINE_SUFFIX = ".plan"
+
+
+def open_graph(folder: Path, name: str, build: Build, threads: int = 0) -> Graph:
+    """Load ``name`` from a folder of graphs.
+
+    Args:
+        threads: of one operation on a CPU; 0 is the runtime's choice.
+
+    Raises:
+        ExportError: the runtime is not installed, or the file is missing or cannot be loaded.
+    """
+    if build.backend.startswith("tensorrt"):
+        from imis_net.adapters.tensorrt import Engine  # needs a GPU
+
+        return Engine(folder / f"{name}{ENGINE_SUFFIX}", build.backend)
+    path = folder / f"{name}.onnx"
+    if not path.is_file():
+        raise ExportError(f"{folder.name}: expected the graphs of a network, {path.name} is missing")
+    try:
+        if build.backend == "openvino":
+            return OpenVinoGraph(path, build.precision, threads)
+        return OnnxRuntimeGraph(path, threads)
+    except Exception as error:  # their errors have no common base
+        if importlib.util.find_spec(build.backend) is None:
+            raise ExportError(f"{build.backend} is not installed: pip install {build.backend}") from error
+        raise ExportError(f"{path.name}: cannot be loaded ({type(error).__name__})") from error
+
+
+class OnnxRuntimeGraph:
+    def __init__(self, path: Path, threads: int = 0) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # it also warns of what it leaves unfolded
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self.input_names = [i.name for i in self._session.get_inputs()]
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        return self._session.run(None, dict(inputs))
+
+
+class OpenVinoGraph:
+    def __init__(self, path: Path, precision: str, threads: int) -> None:
+        import openvino
+
+        kind = {"fp32": openvino.Type.f32, "bf16": openvino.Type.bf16}[precision]
+        options = {"INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "LATENCY"}
+        if threads:
+            options["INFERENCE_NUM_THREADS"] = threads
+        self._model = openvino.compile_model(path, "CPU", options)
+        self.input_names = [i.get_any_name() for i in self._model.inputs]
+
+    def run(self, inputs: Arrays) -> list[np.ndarray]:
+        request = self._model.create_infer_request()  # a request is one thread's; they share the compiled model
+        answers = request.infer(dict(inputs))
+        return [np.array(answers[output]) for output in self._model.outputs]
