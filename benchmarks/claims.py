@@ -86,15 +86,20 @@ def _rows(path: Path) -> list[list[str]]:
 
 def where() -> dict[str, str]:
     """Commit, device and versions: a figure without them is nobody's."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    ).stdout.strip()
+    described = _git("describe", "--always")
+    is_changed = _git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+    commit = described + "-dirty" * bool(is_changed)
     return {
         "commit": commit or "unknown",
         "device": f"{_processor()} x{os.cpu_count()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=RESULTS.parent, check=False).stdout.strip()
 
 
 def _processor() -> str:
