@@ -6,6 +6,7 @@ STUDIES ?= studies
 DATA ?= ../shared/data/dev
 GOLDEN ?= ../shared/golden/public
 ARGS ?=
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve serve-triton e2e test lint parity review \
@@ -23,9 +24,9 @@ serve: venv ## start MONAI Label with the sample studies (PORT=8000, STUDIES=stu
 serve-triton: venv ## the same with the networks on a Triton server of this machine, which it starts and ends
 	@$(PYTHON) scripts/serve_triton.py --port $(PORT) --studies $(STUDIES) $(ARGS)
 
-test: export OMP_NUM_THREADS ?= 2
-test: venv ## run the whole test suite (ARGS="-k NAME")
-	@$(PYTHON) -m pytest --import-mode=importlib $(ARGS)
+test: export OMP_NUM_THREADS ?= 1
+test: venv ## run the whole test suite, files side by side (ARGS="-k NAME", WORKERS=2)
+	@$(PYTHON) -m pytest --import-mode=importlib -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 e2e: venv ## install Chromium and Orthanc (apt, as root) for the browser tests, and run them
 	@apt-get install -y --no-install-recommends chromium fonts-dejavu-core orthanc orthanc-dicomweb || \

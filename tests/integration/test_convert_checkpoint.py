@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +14,6 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYOUT = ROOT.parent / "shared" / "reference" / "imis_state_dict.json"
 
 
-def convert(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / "convert_checkpoint.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
 @pytest.fixture(scope="module")
 def sam_weights() -> dict[str, torch.Tensor]:
     """SAM ViT-B's layout from Meta's own package."""
@@ -30,12 +23,12 @@ def sam_weights() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.skipif(not LAYOUT.is_file(), reason="needs the official key list in ../shared/reference")
-def test_official_layout_fills_everything(tmp_path):
+def test_official_layout_fills_everything(run_script, tmp_path):
     """Breaks if one of the 527 official keys is lost, left over or misshaped."""
     entries = json.loads(LAYOUT.read_text())["entries"]
     source, target = tmp_path / "IMISNet-B.pth", tmp_path / "out.safetensors"
     torch.save({e["key"]: torch.full(e["shape"], 0.5) for e in entries}, source)
-    done = convert("--from", "imis-bench", source, "--out", target)
+    done = run_script("convert_checkpoint", "--from", "imis-bench", source, "--out", target)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report["fresh"] == report["unexpected"] == []
@@ -46,11 +39,11 @@ def test_official_layout_fills_everything(tmp_path):
         assert file.metadata()["architecture"] == "imis_net_vit_b"
 
 
-def test_missing_keys_exit_2_with_the_list_and_write_nothing(tmp_path):
+def test_missing_keys_exit_2_with_the_list_and_write_nothing(run_script, tmp_path):
     """Breaks if half a checkpoint becomes a model."""
     source, target = tmp_path / "half.pth", tmp_path / "out.safetensors"
     torch.save({"image_encoder.neck.0.weight": torch.ones(3, 3)}, source)
-    done = convert("--from", "imis-bench", source, "--out", target)
+    done = run_script("convert_checkpoint", "--from", "imis-bench", source, "--out", target)
     assert done.returncode == 2
     assert "missing (472)" in done.stderr
     assert "image_encoder.neck.0.weight: expected [768, 768, 1, 1], got [3, 3]" in done.stderr
@@ -58,11 +51,11 @@ def test_missing_keys_exit_2_with_the_list_and_write_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("layout", "extra"), [("sam", {}), ("sam-med2d", {"image_encoder.blocks.0.Adapter.x": (2,)})])
-def test_sam_layouts_fill_the_trunk(tmp_path, sam_weights, layout, extra):
+def test_sam_layouts_fill_the_trunk(run_script, tmp_path, sam_weights, layout, extra):
     """Breaks if Meta's trunk no longer starts ours, or an adapter layer makes the file unusable."""
     source, target = tmp_path / "sam.pth", tmp_path / "out.safetensors"
     torch.save({**sam_weights, **{k: torch.zeros(s) for k, s in extra.items()}}, source)
-    done = convert("--from", layout, source, "--out", target, "--decoder-dim", 256)
+    done = run_script("convert_checkpoint", "--from", layout, source, "--out", target, "--decoder-dim", 256)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert all(k.startswith(("text_", "mask_decoder.text", "mask_decoder.semantic")) for k in report["fresh"])

@@ -2,8 +2,6 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +11,6 @@ from scipy import sparse
 
 ROOT = Path(__file__).resolve().parents[2]
 PUBLISHED = ROOT.parent / "shared" / "data" / "imed361m_btcv"
-
-
-def evaluate(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, ROOT / "scripts" / "evaluate.py", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -40,11 +33,11 @@ def dataset(tmp_path) -> Path:
     return root
 
 
-def test_ellipse_on_the_published_layout_repeats_byte_by_byte(tmp_path, dataset):
+def test_ellipse_on_the_published_layout_repeats_byte_by_byte(run_script, tmp_path, dataset):
     """Breaks if the reader misplaces a class, or a seed no longer fixes the scores."""
     rows = []
     for name in ("first", "second"):
-        done = evaluate("--dataset", dataset, "--segmenter", "ellipse", "--out", tmp_path / name)
+        done = run_script("evaluate", "--dataset", dataset, "--segmenter", "ellipse", "--out", tmp_path / name)
         assert done.returncode == 0, done.stderr
         with (tmp_path / name / "records.csv").open() as file:
             rows.append([{k: v for k, v in row.items() if k != "milliseconds"} for row in csv.DictReader(file)])
@@ -63,9 +56,9 @@ def test_ellipse_on_the_published_layout_repeats_byte_by_byte(tmp_path, dataset)
 
 
 @pytest.mark.skipif(not PUBLISHED.is_dir(), reason="needs the published sample in ../shared/data/imed361m_btcv")
-def test_the_untouched_sample_is_read(tmp_path):
+def test_the_untouched_sample_is_read(run_script, tmp_path):
     """Breaks if the real files differ from what the reader expects; an ellipse scores about 0.75 on these organs."""
-    done = evaluate("--dataset", PUBLISHED, "--segmenter", "ellipse", "--out", tmp_path / "out")
+    done = run_script("evaluate", "--dataset", PUBLISHED, "--segmenter", "ellipse", "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     with (tmp_path / "out" / "summary.csv").open() as file:
         overall = next(r for r in csv.DictReader(file) if r["group"] == "all" and r["level"] == "mask")
@@ -83,9 +76,9 @@ def test_the_untouched_sample_is_read(tmp_path):
         (("--image-size", "512", "--segmenter", "ellipse"), "can be resized"),
     ],
 )
-def test_unusable_input_is_one_sentence_and_writes_nothing(tmp_path, dataset, arguments, message):
+def test_unusable_input_is_one_sentence_and_writes_nothing(run_script, tmp_path, dataset, arguments, message):
     """Breaks if a failed evaluation leaves half a result folder or a traceback."""
-    done = evaluate("--dataset", dataset, "--out", tmp_path / "out", *arguments)
+    done = run_script("evaluate", "--dataset", dataset, "--out", tmp_path / "out", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr

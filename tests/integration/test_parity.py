@@ -1,7 +1,5 @@
 """Numerical parity with the reference network, through the command that users run."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,17 +11,15 @@ pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the golden ve
 
 
 @pytest.mark.parametrize("scene", ["d256", "s256"])
-def test_every_golden_array_is_within_tolerance(scene):
+def test_every_golden_array_is_within_tolerance(run_script, scene):
     """Breaks if any stage of the network, the key map, the transforms or the segmenter departs from the reference."""
-    command = [sys.executable, ROOT / "scripts" / "check_parity.py", "--golden", GOLDEN, "--only", scene]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_script("check_parity", "--golden", GOLDEN, "--only", scene)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 missing or out of tolerance" in done.stdout
 
 
-def test_a_folder_without_a_manifest_is_refused(tmp_path):
+def test_a_folder_without_a_manifest_is_refused(run_script, tmp_path):
     """Breaks if a wrong path counts as a pass."""
-    command = [sys.executable, ROOT / "scripts" / "check_parity.py", "--golden", tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = run_script("check_parity", "--golden", tmp_path)
     assert done.returncode == 2
     assert "manifest.json" in done.stderr

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import nibabel as nib
 import numpy as np
@@ -57,13 +56,15 @@ def test_a_volume_with_click_and_box_gives_mask_overlay_and_one_json_line(tmp_pa
 
 
 @pytest.mark.skipif(not (MODEL.is_file() and SAMPLE.is_file()), reason="needs the compact weights and the sample study")
-def test_a_box_finds_the_liver_on_the_sample_slice(tmp_path: Path) -> None:
+def test_a_box_finds_the_liver_on_the_sample_slice(
+    run_script: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
     """Fails if box, picture or mask are transposed or shifted on the way: the liver lies off the diagonal."""
     value = json.loads((SAMPLE.parent / "labels.json").read_text())["labels"]["liver"]
     label = value == np.asarray(nib.load(SAMPLE.parent / "labels" / "final" / SAMPLE.name).dataobj)[..., 0].T
     rows, columns = np.nonzero(label)
     box = f"{columns.min()},{rows.min()},{columns.max()},{rows.max()}"
-    done = run(tmp_path, "--image", str(SAMPLE), "--box", box, "--out", "mask.png")
+    done = run_script("segment", "--image", SAMPLE, "--box", box, "--out", tmp_path / "mask.png")
     assert done.returncode == 0, done.stderr
     mask = np.asarray(Image.open(tmp_path / "mask.png")) > 0
     assert 2 * (mask & label).sum() / (mask.sum() + label.sum()) > 0.6
@@ -85,35 +86,22 @@ BAD = {
 }
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    """The script in this process: a new one takes seconds to import torch, for each bad input."""
-    spec = importlib.util.spec_from_file_location("segment_script", ROOT / "scripts" / "segment.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input_is_one_sentence_and_writes_nothing(
-    script: ModuleType,
+    run_script: Callable[..., subprocess.CompletedProcess[str]],
     tmp_path: Path,
     volume_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     case: str,
 ) -> None:
     """Fails if a mistake gives a traceback, exit code 0 or 1, or a file."""
     monkeypatch.chdir(tmp_path)
     arguments, message = BAD[case]
-    code = script.main(["--image", str(volume_path), *arguments, "--out", "mask.png"])
-    printed = capsys.readouterr()
-    assert (code, printed.out) == (2, "")
-    assert message in printed.err
-    assert printed.err.startswith("segment: ")
-    assert len(printed.err.strip().splitlines()) == 1
+    done = run_script("segment", "--image", volume_path, *arguments, "--out", "mask.png")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert done.stderr.startswith("segment: ")
+    assert len(done.stderr.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
 
 

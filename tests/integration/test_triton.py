@@ -32,6 +32,7 @@ pytestmark = pytest.mark.skipif(not is_installed(), reason="nvidia-pytriton, whi
 ROOT = Path(__file__).resolve().parents[2]
 SAMPLES = ROOT / "apps" / "imis" / "sample_studies"
 WEIGHTS = BUNDLE_DIR / "models" / "imis_net_compact.safetensors"
+PAUSE_S = 0.1
 PROMPTS = [
     Prompt(point_coords=[[263, 223]], point_labels=[1]),
     Prompt(point_coords=[[263, 223], [200, 200], [300, 260]], point_labels=[1, 0, 0]),
@@ -43,8 +44,8 @@ PROMPTS = [
 
 
 @pytest.fixture(scope="module")
-def local() -> TorchSegmenter:
-    return load_segmenter()
+def local(default_segmenter: TorchSegmenter) -> TorchSegmenter:
+    return default_segmenter
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +205,10 @@ def changed_weights(path: Path, seed: int, module: str, scale: float = 0.02) -> 
 
 
 class Annotators:
-    """Users who click on one image until they are told to stop, and what became of their clicks."""
+    """Users who click on one image until they are told to stop, and what became of their clicks.
+
+    They pause between clicks as people do, and so leave the processor to the server that starts or loads meanwhile.
+    """
 
     def __init__(self, segmenter: TritonSegmenter, embedding: RemoteEmbedding, number: int) -> None:
         self.predictions: list[Prediction] = []
@@ -214,7 +218,7 @@ class Annotators:
         self._threads = [threading.Thread(target=self._click) for _ in range(number)]
 
     def _click(self) -> None:
-        while not self._stop.is_set():
+        while not self._stop.wait(PAUSE_S):
             try:
                 self.predictions.append(self._segmenter.predict(self._embedding, PROMPTS[0]))
             except Exception as error:

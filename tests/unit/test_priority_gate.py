@@ -16,9 +16,9 @@ def enter(gate: PriorityGate, urgent: bool, name: str, order: list[str]) -> thre
             order.append(name)
 
     thread = threading.Thread(target=run)
+    num_waiting = len(gate._waiting)  # before it may have joined them
     thread.start()
     deadline = time.monotonic() + 5
-    num_waiting = len(gate._waiting)
     while thread.is_alive() and len(gate._waiting) == num_waiting and time.monotonic() < deadline:
         time.sleep(0.001)
     return thread

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 from imis_net.errors import ImageError, PromptError
 from imis_net.networks.build import COMPACT_CATEGORIES
 from imis_net.rle import apply_patch
-from imis_net.segmenter import TorchSegmenter, load_segmenter
+from imis_net.segmenter import TorchSegmenter
 from lib.infer import Engine
 from lib.prompt_log import Event, PromptLog, TargetKey
 from lib.targets import Answer, Targets
@@ -20,8 +20,8 @@ LIVER, SPLEEN = TargetKey("ann", "ct", "liver"), TargetKey("ann", "ct", "spleen"
 
 
 @pytest.fixture(scope="module")
-def segmenter() -> TorchSegmenter:
-    return load_segmenter()
+def segmenter(default_segmenter: TorchSegmenter) -> TorchSegmenter:
+    return default_segmenter
 
 
 @pytest.fixture

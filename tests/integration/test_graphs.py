@@ -1,0 +1,104 @@
+"""Every graph of the shipped model beside torch."""
+
+from __future__ import annotations
+
+import shutil
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import pytest
+import torch
+
+from imis_net.adapters.graph_runtimes import Build
+from imis_net.adapters.graphs import GraphSegmenter
+from imis_net.errors import ExportError
+from imis_net.evaluation.agreement import compare
+from imis_net.export import DECODER, export, structure_of
+from imis_net.images import read_volume
+from imis_net.prompts import Prompt
+from imis_net.segmenter import TorchSegmenter, load_segmenter
+
+SAMPLE = Path(__file__).resolve().parents[2] / "apps" / "imis" / "sample_studies" / "abdomen_ct_1.nii.gz"
+IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_every_combination_of_prompts_gives_the_same_mask(
+    default_segmenter: TorchSegmenter, default_graphs: Path, backend: str
+) -> None:
+    """Breaks if a graph drops or pads a part of the prompt, or embeddings of torch and of the graphs differ."""
+    local, remote = default_segmenter, GraphSegmenter(default_segmenter, default_graphs, Build(backend), threads=1)
+    ours, theirs = local.encode_image(IMAGE), remote.encode_image(IMAGE)
+    clicks = {"point_coords": np.array([[30, 20], [5, 6]]), "point_labels": np.array([1, 0])}
+    low_res = local.predict(ours, Prompt(**clicks)).low_res_mask
+    parts = [
+        [{}, clicks],
+        [{}, {"box": np.array([10, 8, 60, 40], np.float32)}],
+        [{}, {"text": "liver"}],
+        [{}, {"low_res_mask": low_res}],
+    ]
+    given = [{k: v for part in chosen for k, v in part.items()} for chosen in product(*parts)]
+    prompts = [Prompt(**one) for one in given if one.keys() - {"low_res_mask"}]
+    assert len(prompts) == 14
+    for expected, got in zip(local.predict_batch(ours, prompts), remote.predict_batch(theirs, prompts), strict=True):
+        np.testing.assert_allclose(got.low_res_mask, expected.low_res_mask, atol=1e-3)
+        assert got.iou_prediction == pytest.approx(expected.iou_prediction, abs=1e-4)
+    assert (remote.weights_digest, remote.encoder_digest) == (local.weights_digest, local.encoder_digest)
+    swapped = remote.predict(ours, prompts[0])
+    np.testing.assert_allclose(swapped.low_res_mask, local.predict(ours, prompts[0]).low_res_mask, atol=1e-3)
+
+
+def test_a_torn_graph_is_refused_and_a_whole_folder_kept(
+    default_segmenter: TorchSegmenter, default_graphs: Path, tmp_path: Path
+) -> None:
+    """Breaks if a damaged file is served, or graphs that serve are written over."""
+    (tmp_path / "trunk.onnx").write_bytes((default_graphs / "trunk.onnx").read_bytes()[:1000])
+    with pytest.raises(ExportError, match=r"trunk\.onnx: cannot be loaded"):
+        GraphSegmenter(default_segmenter, tmp_path)
+    with pytest.raises(ExportError, match="exists already"):
+        export(default_segmenter.network, default_graphs)
+
+
+def test_retrained_weights_are_filled_in_without_tracing(
+    default_graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Breaks if a retrained decoder waits for a minute of tracing, or is answered for by the graphs before it."""
+    retrained = load_segmenter()
+    structure = structure_of(retrained.network)
+    with torch.no_grad():
+        retrained.network.mask_decoder.iou_token.weight.add_(0.1)
+    assert structure_of(retrained.network) == structure
+    (tmp_path / "before").symlink_to(default_graphs)
+    monkeypatch.setattr("imis_net.export.write_graph", None)
+    export(retrained.network, tmp_path / "after")
+    retrained = TorchSegmenter(retrained.network)
+    filled = GraphSegmenter(retrained, tmp_path / "after", threads=1)
+    click = Prompt(point_coords=[[30, 20]], point_labels=[1])
+    want = retrained.predict(retrained.encode_image(IMAGE), click)
+    got = filled.predict(filled.encode_image(IMAGE), click)
+    np.testing.assert_allclose(got.low_res_mask, want.low_res_mask, atol=1e-3)
+    with torch.no_grad():
+        retrained.network.image_encoder.trunk.conv_stem.weight.add_(0.1)
+    assert structure_of(retrained.network) != structure
+
+
+def test_a_graph_that_answers_differently_does_not_pass(
+    default_segmenter: TorchSegmenter, default_graphs: Path, tmp_path: Path
+) -> None:
+    """Breaks if an engine that runs but is wrong, as float16 can make it, gets to users."""
+    planted = tmp_path / "planted"
+    shutil.copytree(default_graphs, planted)
+    model = onnx.load(planted / f"{DECODER}.onnx")
+    weight = next(t for t in model.graph.initializer if t.name.endswith("mask_tokens.weight"))
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(0.8), weight.name))
+    onnx.save(model, planted / f"{DECODER}.onnx")
+    images = [read_volume(SAMPLE).slice_rgb(0)]
+    right = compare(default_segmenter, GraphSegmenter(default_segmenter, default_graphs, threads=1), images, 20)
+    assert right.is_close, str(right)
+    wrong = compare(default_segmenter, GraphSegmenter(default_segmenter, planted, threads=1), images, 20)
+    assert not wrong.is_close, str(wrong)
+    with pytest.raises(ExportError, match="regions for"):
+        compare(default_segmenter, GraphSegmenter(default_segmenter, default_graphs, threads=1), images, 10_000)
