@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx
 import pytest
 import torch
-from segment_anything import build_sam
+from segment_anything import sam_model_registry
 from segment_anything.utils.onnx import SamOnnxModel
 
 from imis_net.adapters.tensorrt import FACTS, check_facts
@@ -78,7 +78,7 @@ def test_unknown_gpus_and_graphs_are_refused_by_name(default_graphs: Path, tmp_p
 
 def test_metas_own_decoder_is_refused(tmp_path: Path) -> None:
     """Breaks if the check passes whatever it is given: Segment Anything's exported decoder is known to fail."""
-    model = SamOnnxModel(build_sam.sam_model_registry["vit_b"](), return_single_mask=True)
+    model = SamOnnxModel(sam_model_registry["vit_b"](), return_single_mask=True)
     inputs = {
         "image_embeddings": torch.randn(1, 256, 64, 64),
         "point_coords": torch.rand(1, 2, 2) * 1024,

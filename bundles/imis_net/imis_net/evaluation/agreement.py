@@ -59,7 +59,7 @@ def compare(reference: Segmenter, other: Segmenter, images: Iterable[np.ndarray]
     rng = np.random.default_rng(0)
     for image in images:
         ours, theirs = reference.encode_image(image), other.encode_image(image)
-        prompts = _prompts(reference, ours, image, rng)
+        prompts = _prompts(reference, ours, image, rng, min(MAX_REGIONS, num_prompts))
         answers = other.predict_batch(theirs, prompts), reference.predict_batch(ours, prompts)
         for got, want in zip(*answers, strict=True):
             overlaps.append(iou(got.mask, want.mask))
@@ -70,14 +70,14 @@ def compare(reference: Segmenter, other: Segmenter, images: Iterable[np.ndarray]
 
 
 def _prompts(
-    segmenter: Segmenter, embedding: ImageEmbedding, image: np.ndarray, rng: np.random.Generator
+    segmenter: Segmenter, embedding: ImageEmbedding, image: np.ndarray, rng: np.random.Generator, limit: int
 ) -> list[Prompt]:
-    """One of every kind for each region of the image, and a second click on each clicked mask."""
+    """One of every kind for each of ``limit`` regions of the image, and a second click on each clicked mask."""
     names = ("liver", "spleen") if segmenter.known_texts is None else segmenter.known_texts
     strategies = STRATEGIES if names else [s for s in STRATEGIES if "text" not in s]
     prompts: list[Prompt] = []
     clicked: list[tuple[Prompt, np.ndarray]] = []
-    for i, truth in enumerate(_regions(image, rng)):
+    for i, truth in enumerate(_regions(image, rng, limit)):
         for strategy in strategies:  # any name will do: not what it means is asked, but whether both say the same
             prompts.append(first_prompt(truth, names[i % len(names)] if names else "", strategy, rng, truth))
             if strategy == "click":
@@ -90,7 +90,7 @@ def _prompts(
     return prompts
 
 
-def _regions(image: np.ndarray, rng: np.random.Generator) -> Iterator[np.ndarray]:
+def _regions(image: np.ndarray, rng: np.random.Generator, limit: int) -> Iterator[np.ndarray]:
     regions = appearance_regions(image)
     large = np.flatnonzero(np.bincount(regions.ravel()) >= MIN_PIXELS)
-    return (regions == value for value in rng.permutation(large[large > 0])[:MAX_REGIONS])
+    return (regions == value for value in rng.permutation(large[large > 0])[:limit])

@@ -28,6 +28,8 @@ MAX_IMAGES, MAX_TARGETS, MAX_POINTS = 4, 32, MAX_NUM_CLICKS + 2
 TIMING_CACHE = "timing.cache"
 FLOAT32_OPS = ("LayerNormalization", "Softmax", "Resize", "Range", "CastLike")
 """Those whose range or steps float16 does not hold."""
+ARITHMETIC = ("Add", "Sub", "Mul", "Div", "MatMul", "Sin", "Cos", "LayerNormalization", "Softmax")
+"""Whose results are never integers."""
 
 
 def half_precision(folder: Path, out: Path) -> None:
@@ -38,7 +40,25 @@ def half_precision(folder: Path, out: Path) -> None:
         half = convert_float_to_float16(
             model, keep_io_types=True, op_block_list=list(FLOAT32_OPS), node_block_list=_angles(model)
         )
+        _spare_round_trips(half)
         onnx.save(half, out / path.name)
+
+
+def _spare_round_trips(model: onnx.ModelProto) -> None:
+    """Between two nodes that stay float32 the converter leaves a cast to float16 and back, which rounds."""
+    made_by = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            back = made_by.get(name)
+            there = made_by.get(back.input[0]) if back is not None and _casts_to(back, onnx.TensorProto.FLOAT) else None
+            if there is not None and _casts_to(there, onnx.TensorProto.FLOAT16):
+                source = made_by.get(there.input[0])
+                if source is not None and source.op_type in ARITHMETIC:
+                    node.input[i] = there.input[0]
+
+
+def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
+    return node.op_type == "Cast" and node.attribute[0].i == kind
 
 
 def _angles(model: onnx.ModelProto) -> list[str]:
