@@ -21,14 +21,11 @@ sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
 
 from imis_net.adapters.graph_runtimes import PRECISIONS, Build
 from imis_net.errors import ImisError
-from imis_net.images import read_volume
 from imis_net.networks.build import BUILDERS
 from imis_net.segmenter import DEFAULT_MODEL, TorchSegmenter, load_segmenter, weights_path
 from imis_net.serving import repository as repo
-from imis_net.serving.builds import build_and_compare
+from imis_net.serving.builds import build_and_compare, sample_slices
 
-SLICES = 8
-"""At most so many of each volume are looked at."""
 SAMPLES = ROOT / "apps" / "imis" / "sample_studies"
 
 
@@ -52,8 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _build(args: argparse.Namespace, local: TorchSegmenter) -> tuple[Build, Path]:
-    volumes = [read_volume(path) for path in sorted(args.images.glob("*.nii.gz"))]
-    images = [v.slice_rgb(i) for v in volumes for i in range(0, v.num_slices(), -(-v.num_slices() // SLICES))]
+    images = sample_slices(args.images)
     wanted = Build(args.backend, args.precision or PRECISIONS[args.backend][0])
     return build_and_compare(local, wanted, args.graphs, images, args.prompts, args.sm, print)
 

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
 
 from imis_net.errors import ImisError
-from imis_net.segmenter import BUNDLE_DIR, DEFAULT_MODEL, load_segmenter
+from imis_net.segmenter import DEFAULT_MODEL, load_segmenter, weights_path
 from imis_net.serving import repository as repo
 from imis_net.serving.tritonserver import TritonServer
 
@@ -41,10 +41,12 @@ def main() -> None:
 
 
 def default_repository() -> Path:
-    """Of the compact default, made anew at each start."""
+    """What build_triton.py made of graphs or engines; else the compact default on torch, made anew at each start."""
     folder = ROOT / "build" / "triton"
+    if folder.is_dir() and repo.Manifest.read(folder / repo.ENCODER / "1").backend != repo.TORCH:
+        return folder
     folder.parent.mkdir(exist_ok=True)
-    weights = BUNDLE_DIR / "models" / f"{DEFAULT_MODEL}.safetensors"
+    weights = weights_path(DEFAULT_MODEL)
     repo.build(folder, ROOT / "triton_models", repo.describe(load_segmenter(), {}), weights)
     return folder
 
@@ -53,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog="Anything else goes to scripts/serve.py, as --port, --studies, --conf KEY VALUE."
     )
-    parser.add_argument("--repository", type=Path, help="model repository (default: the compact model's)")
+    parser.add_argument("--repository", type=Path, help="model repository (default: build/triton)")
     parser.add_argument("--triton-grpc-port", type=int, default=8001)
     parser.add_argument("--triton-metrics-port", type=int, default=8002)
     parser.add_argument("--triton-http-port", type=int, default=8003)

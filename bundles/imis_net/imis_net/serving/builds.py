@@ -14,10 +14,13 @@ from imis_net.adapters.graph_runtimes import PRECISIONS, Build
 from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.errors import ExportError
 from imis_net.evaluation.agreement import Agreement, compare
+from imis_net.images import read_volume
 from imis_net.segmenter import TorchSegmenter
 from imis_net.serving.engines import build_engines, engines_name, half_precision
 
 Say = Callable[[str], object]
+MAX_SLICES = 8
+"""Of each volume."""
 
 
 def build_and_compare(
@@ -47,6 +50,19 @@ def build_and_compare(
         if agreement.is_close:
             return build, folder
     raise ExportError(f"{wanted.backend}: no precision answers as float32 torch does")
+
+
+def sample_slices(folder: Path) -> list[np.ndarray]:
+    """Slices, uint8 [H, W, 3], of the NIfTI volumes of a folder.
+
+    Raises:
+        ExportError: there is none.
+        ImageError: one cannot be read.
+    """
+    volumes = [read_volume(path) for path in sorted(folder.glob("*.nii.gz"))]
+    if not volumes:
+        raise ExportError(f"{folder}: expected images to compare on, *.nii.gz")
+    return [v.slice_rgb(i) for v in volumes for i in range(0, v.num_slices(), -(-v.num_slices() // MAX_SLICES))]
 
 
 def make(
