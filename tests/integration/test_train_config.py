@@ -135,7 +135,10 @@ def test_two_processes_train_as_one(data, uninterrupted, tmp_path):
 def refused(capfd, data: Path, out: Path, overlays=("smoke",), **changes: object) -> str:
     """What a user reads when the recipe with these changes ends with exit status 2."""
     files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in ("train", *overlays)]
-    recipe = ConfigWorkflow(files, workflow_type=None, data_root=str(data), output_dir=str(out), **changes)
+    # configs/logging.conf closes the log handlers of the process it starts in, absl's and with it pytest's own stderr
+    recipe = ConfigWorkflow(
+        files, workflow_type=None, logging_file=False, data_root=str(data), output_dir=str(out), **changes
+    )
     recipe.initialize()
     with pytest.raises(SystemExit) as ended:
         recipe.run()
