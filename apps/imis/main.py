@@ -35,6 +35,7 @@ from imis_net.retraining.schedule import RetrainingSchedule  # noqa: E402
 # All of lib now: MONAI Label takes this folder off sys.path again once this file is loaded.
 from lib import front, request_log, routes  # noqa: E402
 from lib.config import read_config, state_dir  # noqa: E402
+from lib.dicomweb_datastore import VersionedDicomWebDatastore  # noqa: E402
 from lib.gate import check_binding, credentials_of  # noqa: E402
 from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
 from lib.label_store import LabelStore  # noqa: E402
@@ -49,7 +50,7 @@ from lib.sessions import PromptMemory  # noqa: E402
 from lib.strategies import Scorer, strategies  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
-from lib.versioned_datastore import VersionedDicomWebDatastore, VersionedLocalDatastore  # noqa: E402
+from lib.versioned_datastore import VersionedLocalDatastore  # noqa: E402
 
 IMAGE_EXTENSIONS = ("nii.gz", "nii", "nrrd", "mha", "dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp")
 
@@ -128,6 +129,8 @@ class ImisApp(MONAILabelApp):
         self._init_retraining()
         routes.install(server, lambda: self)
         front.install(server, self)
+        if isinstance(self.datastore(), VersionedDicomWebDatastore):
+            self.datastore().resume()
         threading.Thread(target=self.engine.warm_up, name="warm-up", daemon=True).start()
 
     def _init_retraining(self) -> None:

@@ -1,0 +1,227 @@
+"""A PACS as MONAI Label's data store: labels are kept here first, and then go there as DICOM SEG of our own making.
+
+The stock store uploads before it keeps, so that a PACS that is down loses the label; names segments by their order;
+and writes a new DICOM SEG again for each label that it is asked to show.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import nibabel as nib
+import numpy as np
+import requests
+from dicomweb_client import DICOMwebClient
+from monailabel.config import settings
+from monailabel.datastore.dicom import DICOMWebDatastore
+from monailabel.datastore.local import LocalDatastore
+from pydicom import Dataset, dcmread
+from requests.adapters import HTTPAdapter
+
+from imis_net.errors import ImageError
+from imis_net.images import Volume, read_volume
+from lib.dicom_labels import from_dicom_seg, identity, series_of, to_dicom_seg
+from lib.label_files import RAW_SUFFIX, label_array
+from lib.label_store import LabelStore, Version
+from lib.labelled import FINAL
+from lib.uploads import Refused, Unreachable, Uploads
+from lib.versioned_datastore import AUTHOR, PARENT, VERSION, Versioned
+
+logger = logging.getLogger(__name__)
+
+ARCHIVE, TAKEN_FROM = "archive", "taken_from"
+"""Of a label: how far it is on its way to the PACS; in its info, the series there that it was taken in from."""
+CONNECT_S = 5.0
+ANNOTATOR_WAITS_S = 20.0
+
+
+class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
+    """A PACS, to which final labels go; its copy of what was fetched lies in a cache folder."""
+
+    uploads: Uploads
+
+    @classmethod
+    def adopt(cls, store: DICOMWebDatastore, label_store: LabelStore) -> VersionedDicomWebDatastore:
+        """The same store, versioned: MONAI Label builds it in one method with its session and settings."""
+        store.__class__ = cls
+        adopted = cast(VersionedDicomWebDatastore, store)
+        adopted.label_store = label_store
+        adopted.uploads = Uploads(label_store, adopted._send)
+        _never_wait_for_ever(store._client)
+        return adopted
+
+    def resume(self) -> None:
+        """Show what is kept of images that are here, and send what still waits. In the server alone."""
+        self.show_newest()
+        self.uploads.start()
+
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
+        """Keep and show it, then try to send it; the label store knows how far that came."""
+        info = label_info or {}
+        saved = super().save_label(image_id, label_filename, label_tag, info)
+        self.uploads.send_now(info[VERSION], ANNOTATOR_WAITS_S)
+        return saved
+
+    def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
+        """What was submitted or taken in here; the stock method asks the PACS for a series of the image's name."""
+        return LocalDatastore.get_label_uri(self, image_id or label_id, label_tag)
+
+    def list_images(self) -> list[str]:
+        """Of a PACS that does not answer, the images that are here, so that work on them goes on."""
+        try:
+            return cast(list[str], super().list_images())
+        except requests.RequestException as error:
+            logger.warning("PACS: %s", type(error).__name__)
+            return LocalDatastore.list_images(self)
+
+    def get_labeled_images(self, label_tag: str | None = None, labels: list[str] | None = None) -> list[str]:
+        """Also those whose label is still on its way."""
+        here = LocalDatastore.get_labeled_images(self)
+        try:
+            return sorted({*here, *super().get_labeled_images(label_tag, labels)})
+        except requests.RequestException as error:
+            logger.warning("PACS: %s", type(error).__name__)
+            return here
+
+    def archived(self, image: str) -> list[dict[str, Any]]:
+        """The DICOM SEGs of an image on the PACS, the oldest first; ``version`` where one is kept here.
+
+        Raises:
+            Unreachable, Refused: the PACS does not answer, or not with that.
+        """
+        with _told():
+            study = self._study(image)
+            found = self._client.search_for_series(study, search_filters={"Modality": "SEG"})
+            series = [str(Dataset.from_json(f).SeriesInstanceUID) for f in found]
+            heads = [Dataset.from_json(self._client.retrieve_series_metadata(study, uid)[0]) for uid in series]
+        here = self._versions_by_series(image)
+        heads.sort(key=lambda head: (str(head.get("ContentDate", "")), str(head.get("ContentTime", ""))))
+        return [
+            {
+                "series": str(head.SeriesInstanceUID),
+                "description": str(head.get("SeriesDescription", "")),
+                "segments": [str(s.get("SegmentLabel", "")) for s in head.get("SegmentSequence", [])],
+                VERSION: here.get(str(head.SeriesInstanceUID)),
+            }
+            for head in heads
+            if image in [str(r.SeriesInstanceUID) for r in head.get("ReferencedSeriesSequence", [])]
+        ]
+
+    def take_in(self, image: str, series: str, author: str = "") -> int:
+        """Keep a DICOM SEG of the PACS as the newest final label; its version, which is the old one if it is here.
+
+        Raises:
+            ImageError: it is none of this image, or of a kind that cannot be read.
+            Unreachable, Refused: the PACS does not answer, or not with that.
+        """
+        if (known := self._versions_by_series(image).get(series)) is not None:
+            return known
+        with _told():
+            instances = self._client.retrieve_series(self._study(image), series)
+        if len(instances) != 1:
+            raise ImageError(f"DICOM SEG: expected a series of one file, got {len(instances)}")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "seg.dcm"
+            instances[0].save_as(file, write_like_original=False)
+            newest = self.label_store.newest(image, FINAL)
+            info = {TAKEN_FROM: series, AUTHOR: author, PARENT: newest and newest.id}
+            volume, files = self._volume(image)
+            super().save_label(image, str(from_dicom_seg(file, files, volume, info)), FINAL, info)
+        return cast(int, info[VERSION])
+
+    def _download_labeled_data(self) -> None:
+        """Labels of the PACS for images that have none here; before a data set is packed."""
+        for image in self.get_labeled_images():
+            if self.label_store.newest(image, FINAL) is None:
+                for found in self.archived(image):
+                    try:
+                        self.take_in(image, found["series"])
+                    except ImageError as error:
+                        logger.warning("a label of the PACS was not taken in: %s", error)
+
+    def _is_to_upload(self, tag: str, info: dict[str, Any]) -> bool:
+        return tag == FINAL and TAKEN_FROM not in info
+
+    def _view(self, version: Version, file: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            if version.suffix == RAW_SUFFIX:
+                file = self._as_nifti(version, file, Path(folder) / "label.nii.gz")
+            image = self.get_image_info(version.image)
+            series = version.facts.get(TAKEN_FROM, identity(version).series_uid)
+            about = {key: image.get(key) for key in ("Modality", "PatientID", "StudyInstanceUID")}
+            info = {**version.facts, VERSION: version.id, "SeriesInstanceUID": str(series), **about}
+            LocalDatastore.save_label(self, version.image, str(file), version.tag, info)
+
+    def _as_nifti(self, version: Version, file: Path, target: Path) -> Path:
+        volume, _ = self._volume(version.image)
+        label = label_array(file.read_bytes(), version.suffix, volume.array.shape[:3])
+        nib.Nifti1Image(np.asfortranarray(label), volume.affine).to_filename(target)
+        return target
+
+    def _volume(self, image: str) -> tuple[Volume, Path]:
+        """The image, and the folder of its DICOM files."""
+        with _told():
+            path = Path(self.get_image_uri(image))
+        return read_volume(path), series_of(self, image, path)
+
+    def _send(self, version: Version) -> None:
+        """Store the version's DICOM SEG, unless an earlier try did without our hearing of it."""
+        volume, series = self._volume(version.image)
+        content = to_dicom_seg(version, self.label_store.read(version), series, volume)
+        seg = dcmread(io.BytesIO(content))
+        with _told():
+            if not self._is_there(seg):
+                _check_stored(self._client.store_instances([seg]), seg)
+
+    def _is_there(self, seg: Dataset) -> bool:
+        filters = {"SOPInstanceUID": str(seg.SOPInstanceUID)}
+        try:
+            return bool(self._client.search_for_instances(seg.StudyInstanceUID, search_filters=filters))
+        except requests.HTTPError:  # it cannot be asked so; it will not keep two of one UID
+            return False
+
+    def _study(self, image: str) -> str:
+        self.get_image_uri(image)
+        return str(self.get_image_info(image).get("StudyInstanceUID"))
+
+    def _versions_by_series(self, image: str) -> dict[str, int]:
+        kept = self.label_store.versions(image, FINAL)
+        return {str(v.facts.get(TAKEN_FROM, identity(v).series_uid)): v.id for v in kept}
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What a client of HTTP raises, in words for an annotator."""
+    try:
+        yield
+    except requests.HTTPError as error:
+        code = error.response.status_code if error.response is not None else "an error"
+        raise Refused(f"the PACS answers {code}") from error
+    except requests.RequestException as error:
+        raise Unreachable("the PACS does not answer") from error
+
+
+def _check_stored(answer: Dataset, seg: Dataset) -> None:
+    failed = [f for f in answer.get("FailedSOPSequence", []) if f.ReferencedSOPInstanceUID == seg.SOPInstanceUID]
+    if failed:
+        raise Refused(f"the PACS does not take it (failure reason {failed[0].get('FailureReason')})")
+
+
+def _never_wait_for_ever(client: DICOMwebClient) -> None:
+    """The client knows no time limit, and repeats for half a minute what we repeat by ourselves."""
+    client.set_http_retry_params(retry=False)
+    client._session.mount(client.base_url, _Patient())
+
+
+class _Patient(HTTPAdapter):
+    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
+        limits_s = (CONNECT_S, settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT)
+        return super().send(request, *args, **{**options, "timeout": options.get("timeout") or limits_s})
