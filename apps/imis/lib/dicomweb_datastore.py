@@ -28,7 +28,7 @@ from imis_net.errors import ImageError
 from imis_net.images import Volume, read_volume
 from lib.dicom_labels import from_dicom_seg, identity, series_of, to_dicom_seg
 from lib.label_files import RAW_SUFFIX, label_array
-from lib.label_store import LabelStore, Version
+from lib.label_store import LabelStore, LabelStoreError, Version
 from lib.labelled import FINAL
 from lib.uploads import Refused, Unreachable, Uploads
 from lib.versioned_datastore import AUTHOR, PARENT, VERSION, Versioned
@@ -98,7 +98,7 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
             Unreachable, Refused: the PACS does not answer, or not with that.
         """
         with _told():
-            study = self._study(image)
+            study = self._head(image).StudyInstanceUID
             found = self._client.search_for_series(study, search_filters={"Modality": "SEG"})
             series = [str(Dataset.from_json(f).SeriesInstanceUID) for f in found]
             heads = [Dataset.from_json(self._client.retrieve_series_metadata(study, uid)[0]) for uid in series]
@@ -119,13 +119,16 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
         """Keep a DICOM SEG of the PACS as the newest final label; its version, which is the old one if it is here.
 
         Raises:
-            ImageError: it is none of this image, or of a kind that cannot be read.
+            LabelStoreError: the PACS has no such label of this image.
+            ImageError: it does not fit, or is of a kind that cannot be read.
             Unreachable, Refused: the PACS does not answer, or not with that.
         """
         if (known := self._versions_by_series(image).get(series)) is not None:
             return known
+        if series not in [found["series"] for found in self.archived(image)]:
+            raise LabelStoreError(f"no DICOM SEG of this image on the PACS: got {series!r}")
         with _told():
-            instances = self._client.retrieve_series(self._study(image), series)
+            instances = self._client.retrieve_series(self._head(image).StudyInstanceUID, series)
         if len(instances) != 1:
             raise ImageError(f"DICOM SEG: expected a series of one file, got {len(instances)}")
         with tempfile.TemporaryDirectory() as folder:
@@ -154,9 +157,9 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
         with tempfile.TemporaryDirectory() as folder:
             if version.suffix == RAW_SUFFIX:
                 file = self._as_nifti(version, file, Path(folder) / "label.nii.gz")
-            image = self.get_image_info(version.image)
+            head = self._head(version.image)
             series = version.facts.get(TAKEN_FROM, identity(version).series_uid)
-            about = {key: image.get(key) for key in ("Modality", "PatientID", "StudyInstanceUID")}
+            about = {key: str(head.get(key, "")) for key in ("Modality", "PatientID", "StudyInstanceUID")}
             info = {**version.facts, VERSION: version.id, "SeriesInstanceUID": str(series), **about}
             LocalDatastore.save_label(self, version.image, str(file), version.tag, info)
 
@@ -188,9 +191,10 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
         except requests.HTTPError:  # it cannot be asked so; it will not keep two of one UID
             return False
 
-    def _study(self, image: str) -> str:
-        self.get_image_uri(image)
-        return str(self.get_image_info(image).get("StudyInstanceUID"))
+    def _head(self, image: str) -> Dataset:
+        """What the first file of an image says; its info here is lost where the stock index was made anew."""
+        folder = series_of(self, image, Path(self.get_image_uri(image)))
+        return dcmread(min(folder.iterdir()), stop_before_pixels=True)
 
     def _versions_by_series(self, image: str) -> dict[str, int]:
         kept = self.label_store.versions(image, FINAL)

@@ -28,11 +28,9 @@ class Unreachable(Exception):
 class Uploads:
     """One thread sends, so that nothing is sent twice at a time; a new label begins a round at once."""
 
-    def __init__(
-        self, store: LabelStore, send: Callable[[Version], None], first_pause_s: float = FIRST_PAUSE_S
-    ) -> None:
+    def __init__(self, store: LabelStore, send: Callable[[Version], None]) -> None:
         """``send`` raises Refused or Unreachable, and ImageError for what can be no DICOM SEG."""
-        self._store, self._send, self._first_pause_s = store, send, first_pause_s
+        self._store, self._send = store, send
         self._changed = threading.Condition()
         self._is_asked = False
         self._thread = threading.Thread(target=self._work, name="uploads", daemon=True)
@@ -54,7 +52,7 @@ class Uploads:
         return upload is None or upload.state != WAITING or bool(upload.reason)
 
     def _work(self) -> None:
-        pause_s = self._first_pause_s
+        pause_s = FIRST_PAUSE_S
         while True:
             try:
                 is_done = self._round()
@@ -65,7 +63,7 @@ class Uploads:
                 self._changed.notify_all()
                 self._changed.wait_for(lambda: self._is_asked, LONGEST_PAUSE_S if is_done else pause_s)
                 self._is_asked = False
-            pause_s = self._first_pause_s if is_done else min(2 * pause_s, LONGEST_PAUSE_S)
+            pause_s = FIRST_PAUSE_S if is_done else min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _round(self) -> bool:
         """Try all that waits; whether nothing does any more."""

@@ -27,7 +27,7 @@ VERSION, AUTHOR, PARENT, REMOVED = "version", "author", "parent", "is_removed"
 """Keys of a label's info: the version that the view shows; who saved it; what they started from; whether it is gone."""
 
 
-class Versioned:
+class Versioned(LocalDatastore):
     """The part that both kinds of store share; goes before the stock class."""
 
     label_store: LabelStore
@@ -61,7 +61,7 @@ class Versioned:
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Take it out of the view. Its versions stay, and the removal is one of them."""
         newest = self.label_store.newest(label_id, label_tag)
-        super().remove_label(label_id, label_tag)  # type: ignore[misc]
+        super().remove_label(label_id, label_tag)
         if newest is not None:
             content, facts = self.label_store.read(newest), {**newest.facts, REMOVED: True}
             self.label_store.append(label_id, label_tag, content, newest.suffix, "", facts, newest.id)
@@ -91,29 +91,15 @@ class Versioned:
     def _view(self, version: Version, file: Path) -> None:
         """Put the file where viewers and training look."""
         info = {**version.facts, VERSION: version.id}
-        super().save_label(version.image, str(file), version.tag, info)  # type: ignore[misc]
+        super().save_label(version.image, str(file), version.tag, info)
 
     def _shown(self, version: Version) -> int | None:
         try:
-            info: Mapping[str, Any] = self.get_label_info(version.image, version.tag)  # type: ignore[attr-defined]
-            path = Path(self.get_label_uri(version.image, version.tag))  # type: ignore[attr-defined]
+            info: Mapping[str, Any] = self.get_label_info(version.image, version.tag)
+            path = Path(self.get_label_uri(version.image, version.tag))
         except Exception:  # the stock store raises its own for what it does not have
             return None
         return info.get(VERSION) if path.is_file() and path.stat().st_size else None
-
-
-class VersionedLocalDatastore(Versioned, LocalDatastore):
-    """A folder of studies. Its index is replaced whole, and made anew where an earlier server left half of one."""
-
-    def __init__(
-        self, label_store: LabelStore, datastore_path: str, read_only: bool = False, **options: object
-    ) -> None:
-        self.label_store = label_store
-        if not read_only:
-            _set_aside_if_torn(Path(datastore_path) / INDEX)
-        super().__init__(datastore_path, read_only=read_only, **options)
-        if not read_only:
-            self.show_newest()
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """As the stock method, but a reader never sees half a file, nor does the next start."""
@@ -125,6 +111,20 @@ class VersionedLocalDatastore(Versioned, LocalDatastore):
         write_durably(Path(self._datastore_config_path), content.encode())
         self._config_ts = os.stat(self._datastore_config_path).st_mtime
         return None
+
+
+class VersionedLocalDatastore(Versioned):
+    """A folder of studies. Its index is made anew where another program left half of one."""
+
+    def __init__(
+        self, label_store: LabelStore, datastore_path: str, read_only: bool = False, **options: object
+    ) -> None:
+        self.label_store = label_store
+        if not read_only:
+            _set_aside_if_torn(Path(datastore_path) / INDEX)
+        super().__init__(datastore_path, read_only=read_only, **options)
+        if not read_only:
+            self.show_newest()
 
 
 def _set_aside_if_torn(index: Path) -> None:
