@@ -89,6 +89,7 @@ def main(folder: Path) -> None:
         with serving as server:
             journey = Journey(folder, server.url, study, series)
             _a_submitted_label_is_on_the_pacs(journey)
+            _a_models_answer_is_a_dicom_seg(journey)
             _one_segment_keeps_its_name(journey)
             _labels_of_other_programs_are_taken_in(journey)
             _what_is_no_label_of_the_image_is_refused(journey)
@@ -131,6 +132,14 @@ def _a_submitted_label_is_on_the_pacs(journey: Journey) -> None:
     assert (info["StudyInstanceUID"], info["PatientID"]) == (journey.study, source.PatientID)
     assert journey.get("/info/").json()["datastore"]["completed"] == 1
     print("submit:", int((label > 0).sum()), "voxels", flush=True)
+
+
+def _a_models_answer_is_a_dicom_seg(journey: Journey) -> None:
+    """MONAI Label's ``output=dicom_seg``, without a label that was saved."""
+    answer = _infer(journey, "dicom_seg")
+    seg = pydicom.dcmread(io.BytesIO(answer.content))
+    assert [s.SegmentLabel for s in seg.SegmentSequence] == ["liver"]
+    np.testing.assert_array_equal(_by_highdicom(seg, journey)[1], _clicked(journey))
 
 
 def _one_segment_keeps_its_name(journey: Journey) -> None:
@@ -225,19 +234,19 @@ def _is_stored(version: Mapping[str, Any]) -> bool:
 
 def _clicked(journey: Journey) -> np.ndarray:
     """The liver of one slice, after a click: bool [I, J, K]."""
-    params = {"label": "liver", "foreground": [list(CENTRES["liver"])], "result_extension": ".nrrd"}
-    answer = requests.post(
-        f"{journey.url}/infer/imis",
-        params={"image": journey.image, "output": "image"},
-        data={"params": json.dumps(params)},
-        timeout=120,
-    )
-    assert answer.status_code == 200, answer.text
     file = journey.folder / "clicked.nrrd"
-    file.write_bytes(answer.content)
+    file.write_bytes(_infer(journey, "image").content)
     mask = sitk.GetArrayFromImage(sitk.ReadImage(str(file))).transpose(2, 1, 0) > 0
     assert mask[CENTRES["liver"]], "the clicked voxel is not in the mask"
     return np.asarray(mask)
+
+
+def _infer(journey: Journey, output: str) -> requests.Response:
+    params = {"label": "liver", "foreground": [list(CENTRES["liver"])], "result_extension": ".nrrd"}
+    query, form = {"image": journey.image, "output": output}, {"params": json.dumps(params)}
+    answer = requests.post(f"{journey.url}/infer/imis", params=query, data=form, timeout=120)
+    assert answer.status_code == 200, answer.text
+    return answer
 
 
 def _by_highdicom(seg: Dataset, journey: Journey) -> dict[int, np.ndarray]:

@@ -46,8 +46,19 @@ def to_dicom_seg(version: Version, content: bytes, series: Path, volume: Volume)
         ImageError: the image is no DICOM series, or nothing is labelled.
     """
     label = label_array(content, version.suffix, volume.array.shape[:3])
-    segments = _segments(version.facts, [int(v) for v in np.unique(label) if v])
-    return write_dicom_seg(label, volume.affine, series, segments, identity(version))
+    return as_dicom_seg(label, version.facts, identity(version), series, volume)
+
+
+def as_dicom_seg(
+    label: np.ndarray, facts: Mapping[str, Any], identity: Identity, series: Path, volume: Volume
+) -> bytes:
+    """Values [i, j, k] of a volume as ``facts`` name them.
+
+    Raises:
+        ImageError: as above.
+    """
+    segments = _segments(facts, [int(v) for v in np.unique(label) if v])
+    return write_dicom_seg(label, volume.affine, series, segments, identity)
 
 
 def identity(version: Version) -> Identity:

@@ -82,12 +82,11 @@ def write_dicom_seg(
         raise ImageError("DICOM SEG: expected at least one labelled voxel, got none")
     sources = _sources(series)
     slices = _slices_of(sources, label.shape, affine)
-    stacked = np.stack([label[:, :, k].T for k in slices])
-    numbered = np.searchsorted(values, stacked) + 1
-    numbers = np.where(stacked > 0, numbered, 0).astype(np.uint8 if len(values) < 256 else np.uint16)
+    numbers = np.zeros(values[-1] + 1, np.uint8 if len(values) < 256 else np.uint16)
+    numbers[values] = range(1, len(values) + 1)
     seg = hd.seg.Segmentation(
         source_images=sources,
-        pixel_array=numbers,
+        pixel_array=numbers[np.stack([label[:, :, k].T for k in slices]).astype(np.uint16)],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
         segment_descriptions=[
             _description(n, v, segments.get(v, Segment(f"label {v}")), identity) for n, v in enumerate(values, 1)
