@@ -131,6 +131,7 @@ class ImisApp(MONAILabelApp):
         front.install(server, self)
         if isinstance(self.datastore(), VersionedDicomWebDatastore):
             self.datastore().resume()
+            self.telemetry.watch_uploads(lambda: len(self.label_store.waiting()))
         threading.Thread(target=self.engine.warm_up, name="warm-up", daemon=True).start()
 
     def _init_retraining(self) -> None:
@@ -194,8 +195,9 @@ def _set_host_defaults() -> None:
     _set_host("MONAI_LABEL_AUTO_UPDATE_SCORING", False)  # there is no scoring method yet
     if type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default == settings.MONAI_LABEL_DATASTORE_FILE_EXT:
         _set_host("MONAI_LABEL_DATASTORE_FILE_EXT", [f"*.{extension}" for extension in IMAGE_EXTENSIONS])
-    for name in ("monailabel", "__main__"):  # the latter is its command, for the server and for each task
-        logging.getLogger(name).setLevel(logging.WARNING)  # they log file names, which may name a patient
+    # The second is MONAI Label's command, for the server and for each task.
+    for name in ("monailabel", "__main__", "dicomweb_client", "highdicom"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log file names and UIDs, which may name a patient
 
 
 def _set_host(key: str, value: object) -> None:

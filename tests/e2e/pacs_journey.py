@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ def main(folder: Path) -> None:
             _a_dead_pacs_takes_nothing_with_it(journey)
             with running_orthanc(folder):
                 _it_is_sent_when_the_pacs_is_back(journey)
+                _a_data_set_has_the_labels_of_the_pacs(journey)
+            _the_log_names_nobody(journey, server.log.read_text())
 
 
 def _a_submitted_label_is_on_the_pacs(journey: Journey) -> None:
@@ -207,6 +210,7 @@ def _a_dead_pacs_takes_nothing_with_it(journey: Journey) -> None:
     saved = journey.submit("label.bin", label.tobytes(order="F"), label_info=LABEL_INFO)
     print("submitted without PACS in", round(time.monotonic() - started, 2), "s:", saved["archive"], flush=True)
     assert saved["archive"] == {"state": "waiting", "reason": "the PACS does not answer"}
+    assert "imis_uploads_waiting 1.0" in journey.get("/metrics").text
     np.testing.assert_array_equal(journey.shown(), label)
     time.sleep(1.1)  # until the list of images is asked for again
     assert journey.get("/info/").json()["datastore"]["total"] == 1
@@ -226,6 +230,26 @@ def _it_is_sent_when_the_pacs_is_back(journey: Journey) -> None:
     stored = {v["id"] for v in requests.get(journey.labels, timeout=60).json()["versions"] if _is_stored(v)}
     assert len(ours) == len(stored) == len({seg.SOPInstanceUID for seg in ours})
     print("sent later:", newest["id"], flush=True)
+
+
+def _a_data_set_has_the_labels_of_the_pacs(journey: Journey) -> None:
+    """Of a series that nobody opened here, and whose label another program wrote."""
+    _, series = write_series(journey.folder / "second")
+    sources = [pydicom.dcmread(file) for file in sorted((journey.folder / "second").iterdir())]
+    for source in [*sources, _written_elsewhere(sources, {"spleen": truth("spleen")})]:
+        _store(_bytes(source))
+    time.sleep(1.1)  # until the list of images is asked for again
+    packed = zipfile.ZipFile(io.BytesIO(journey.get("/datastore/dataset").content))
+    (name,) = [name for name in packed.namelist() if name.startswith("label/") and series in name]
+    np.testing.assert_array_equal(np.asarray(_nifti(packed.read(name)).dataobj), truth("spleen"))
+    (version,) = requests.get(f"{journey.url}/imis/labels/{series}", timeout=60).json()["versions"]
+    assert [entry["name"] for entry in version["facts"]["label_info"]] == ["spleen"]
+
+
+def _the_log_names_nobody(journey: Journey, log: str) -> None:
+    source = journey.sources[0]
+    for fact in (str(source.PatientName), source.PatientID, journey.study, journey.image, source.SOPInstanceUID):
+        assert fact not in log, fact
 
 
 def _is_stored(version: Mapping[str, Any]) -> bool:

@@ -93,7 +93,7 @@ def test_what_another_program_calls_a_structure_is_kept(tmp_path: Path) -> None:
     """Breaks if codes of a file that was taken in, or names beyond ASCII, are lost on the way out."""
     series = _series(tmp_path / "ct", STRAIGHT)
     volume = read_volume(series)
-    told = {2: Segment("Läsion\\links", (255, 0, 0), ("108369006", "SCT", "Neoplasm")), 5: Segment("x" * 80)}
+    told = {2: Segment("Läsion\\links\n\ud800", (255, 0, 0), ("108369006", "SCT", "Neoplasm")), 5: Segment("x" * 80)}
     (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(_label(), volume.affine, series, told, IDENTITY))
     _, back = read_dicom_seg(tmp_path / "seg.dcm", series, SHAPE, volume.affine)
     assert back[2] == replace(told[2], name="Läsion/links")

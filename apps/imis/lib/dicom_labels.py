@@ -68,8 +68,8 @@ def identity(version: Version) -> Identity:
 
 
 def _segments(facts: Mapping[str, Any], values: list[int]) -> dict[int, Segment]:
-    said = {e.get("name"): e for e in facts.get("label_info") or [] if isinstance(e, Mapping)}
-    names = target_names(facts, values)
+    names, listed = target_names(facts, values), facts.get("label_info")
+    said = {str(e.get("name")): e for e in (listed if isinstance(listed, list) else []) if isinstance(e, Mapping)}
     return {v: Segment(name, _rgb(said.get(name, {})), _code(said.get(name, {}))) for v, name in names.items()}
 
 
@@ -82,8 +82,10 @@ def _rgb(entry: Mapping[str, Any]) -> tuple[int, int, int] | None:
 
 def _code(entry: Mapping[str, Any]) -> tuple[str, str, str] | None:
     match entry.get("code"):
-        case [str(value), str(scheme), str(meaning)] if 0 < len(value) <= 16 and scheme and meaning:
-            return value, scheme[:16], meaning[:64]
+        case [str(value), str(scheme), str(meaning)]:
+            is_short = 0 < len(value) <= 16 and 0 < len(scheme) <= 16 and 0 < len(meaning) <= 64
+            is_plain = all(text.isprintable() and "\\" not in text for text in (value, scheme, meaning))
+            return (value, scheme, meaning) if is_short and is_plain else None
     return None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,6 +46,7 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
     """A PACS, to which final labels go; its copy of what was fetched lies in a cache folder."""
 
     uploads: Uploads
+    _taking: threading.Lock
 
     @classmethod
     def adopt(cls, store: DICOMWebDatastore, label_store: LabelStore) -> VersionedDicomWebDatastore:
@@ -52,7 +54,7 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
         store.__class__ = cls
         adopted = cast(VersionedDicomWebDatastore, store)
         adopted.label_store = label_store
-        adopted.uploads = Uploads(label_store, adopted._send)
+        adopted.uploads, adopted._taking = Uploads(label_store, adopted._send), threading.Lock()
         _never_wait_for_ever(store._client)
         return adopted
 
@@ -123,19 +125,23 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
             ImageError: it does not fit, or is of a kind that cannot be read.
             Unreachable, Refused: the PACS does not answer, or not with that.
         """
-        if (known := self._versions_by_series(image).get(series)) is not None:
-            return known
+        with self._taking:
+            if (known := self._versions_by_series(image).get(series)) is not None:
+                return known
+            return self._taken(image, series, author)
+
+    def _taken(self, image: str, series: str, author: str) -> int:
         if series not in [found["series"] for found in self.archived(image)]:
             raise LabelStoreError(f"no DICOM SEG of this image on the PACS: got {series!r}")
         with _told():
             instances = self._client.retrieve_series(self._head(image).StudyInstanceUID, series)
         if len(instances) != 1:
             raise ImageError(f"DICOM SEG: expected a series of one file, got {len(instances)}")
+        newest = self.label_store.newest(image, FINAL)
+        info: dict[str, Any] = {TAKEN_FROM: series, AUTHOR: author, PARENT: newest and newest.id}
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "seg.dcm"
             instances[0].save_as(file, write_like_original=False)
-            newest = self.label_store.newest(image, FINAL)
-            info = {TAKEN_FROM: series, AUTHOR: author, PARENT: newest and newest.id}
             volume, files = self._volume(image)
             super().save_label(image, str(from_dicom_seg(file, files, volume, info)), FINAL, info)
         return cast(int, info[VERSION])

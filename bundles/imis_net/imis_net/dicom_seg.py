@@ -203,7 +203,7 @@ def _corner(source: Dataset, column: int, row: int) -> np.ndarray:
 def _description(number: int, value: int, segment: Segment, identity: Identity) -> hd.seg.SegmentDescription:
     description = hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=segment.name.replace("\\", "/")[:64],
+        segment_label=_text(segment.name) or f"label {value}",
         segmented_property_category=ANATOMY,
         segmented_property_type=Code(*segment.code) if segment.code else _code(segment.name),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
@@ -217,6 +217,11 @@ def _description(number: int, value: int, segment: Segment, identity: Identity) 
     return description
 
 
+def _text(name: str) -> str:
+    """What DICOM can hold of it: a backslash would part two values there."""
+    return "".join(c for c in name.replace("\\", "/") if c.isprintable()).strip()[:64]
+
+
 def _segment(description: hd.seg.SegmentDescription) -> Segment:
     code, lab = description.segmented_property_type, description.get("RecommendedDisplayCIELabValue")
     rgb = None
@@ -224,7 +229,8 @@ def _segment(description: hd.seg.SegmentDescription) -> Segment:
         shares = np.array([int(v) for v in lab]) / 0xFFFF
         red, green, blue = np.rint(255 * lab2rgb(shares * [100, 255, 255] - [0, 128, 128])).astype(int).tolist()
         rgb = (red, green, blue)
-    return Segment(str(description.segment_label), rgb, (code.value, code.scheme_designator, code.meaning))
+    name = str(description.segment_label) or f"segment {description.segment_number}"
+    return Segment(name, rgb, (code.value, code.scheme_designator, code.meaning))
 
 
 def _code(name: str) -> Code:
