@@ -11,6 +11,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -201,7 +202,12 @@ def _what_is_no_label_of_the_image_is_refused(journey: Journey) -> None:
         assert refused.status_code == 422
         assert told.startswith("DICOM SEG: ")
     assert len(requests.get(journey.labels, timeout=60).json()["versions"]) == before
+    assert [_opened(journey, image).status_code for image in ("1.2.3", "*", "1.2.3,1.2.4")] == [404, 404, 404]
     assert [journey.take_in(series).status_code for series in ("1.2.3", journey.image)] == [404, 404]
+
+
+def _opened(journey: Journey, image: str) -> requests.Response:
+    return requests.post(f"{journey.url}/infer/imis", params={"image": image}, data={"params": "{}"}, timeout=60)
 
 
 def _a_dead_pacs_takes_nothing_with_it(journey: Journey) -> None:
@@ -216,6 +222,7 @@ def _a_dead_pacs_takes_nothing_with_it(journey: Journey) -> None:
     assert journey.get("/info/").json()["datastore"]["total"] == 1
     assert _clicked(journey).any(), "what is here can be worked on"
     assert requests.get(f"{journey.labels}/archive", timeout=60).status_code == 503
+    assert _opened(journey, "1.2.3").status_code == 503
 
 
 def _it_is_sent_when_the_pacs_is_back(journey: Journey) -> None:
@@ -233,11 +240,16 @@ def _it_is_sent_when_the_pacs_is_back(journey: Journey) -> None:
 
 
 def _a_data_set_has_the_labels_of_the_pacs(journey: Journey) -> None:
-    """Of a series that nobody opened here, and whose label another program wrote."""
+    """Of a series that many open at once, and whose label another program wrote."""
     _, series = write_series(journey.folder / "second")
     sources = [pydicom.dcmread(file) for file in sorted((journey.folder / "second").iterdir())]
     for source in [*sources, _written_elsewhere(sources, {"spleen": truth("spleen")})]:
         _store(_bytes(source))
+    with ThreadPoolExecutor(6) as pool:
+        query = {"image": series}
+        opened = {image.content for image in pool.map(lambda _: journey.get("/datastore/image", **query), range(6))}
+    assert len(opened) == 1, "who opens a series at the same moment sees the same"
+    assert _nifti(opened.pop()).shape == SHAPE
     time.sleep(1.1)  # until the list of images is asked for again
     packed = zipfile.ZipFile(io.BytesIO(journey.get("/datastore/dataset").content))
     (name,) = [name for name in packed.namelist() if name.startswith("label/") and series in name]

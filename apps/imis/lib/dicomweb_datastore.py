@@ -10,35 +10,34 @@ import io
 import logging
 import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
 from pathlib import Path
 from typing import Any, cast
 
 import nibabel as nib
 import numpy as np
 import requests
-from dicomweb_client import DICOMwebClient
-from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
+from monailabel.datastore.utils.convert import dicom_to_nifti
+from monailabel.datastore.utils.dicom import dicom_web_download_series
 from pydicom import Dataset, dcmread
-from requests.adapters import HTTPAdapter
 
 from imis_net.errors import ImageError
+from imis_net.files import write_atomically
 from imis_net.images import Volume, read_volume
 from lib.dicom_labels import from_dicom_seg, identity, series_of, to_dicom_seg
 from lib.label_files import RAW_SUFFIX, label_array
 from lib.label_store import LabelStore, LabelStoreError, Version
 from lib.labelled import FINAL
-from lib.uploads import Refused, Unreachable, Uploads
+from lib.pacs_client import never_wait_for_ever, store, told
+from lib.uploads import Uploads
 from lib.versioned_datastore import AUTHOR, PARENT, VERSION, Versioned
 
 logger = logging.getLogger(__name__)
 
 ARCHIVE, TAKEN_FROM = "archive", "taken_from"
 """Of a label: how far it is on its way to the PACS; in its info, the series there that it was taken in from."""
-CONNECT_S = 5.0
 ANNOTATOR_WAITS_S = 20.0
 
 
@@ -47,15 +46,17 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
 
     uploads: Uploads
     _taking: threading.Lock
+    _fetching: defaultdict[str, threading.Lock]
 
     @classmethod
-    def adopt(cls, store: DICOMWebDatastore, label_store: LabelStore) -> VersionedDicomWebDatastore:
+    def adopt(cls, stock: DICOMWebDatastore, label_store: LabelStore) -> VersionedDicomWebDatastore:
         """The same store, versioned: MONAI Label builds it in one method with its session and settings."""
-        store.__class__ = cls
-        adopted = cast(VersionedDicomWebDatastore, store)
+        stock.__class__ = cls
+        adopted = cast(VersionedDicomWebDatastore, stock)
         adopted.label_store = label_store
         adopted.uploads, adopted._taking = Uploads(label_store, adopted._send), threading.Lock()
-        _never_wait_for_ever(store._client)
+        adopted._fetching = defaultdict(threading.Lock)
+        never_wait_for_ever(stock._client)
         return adopted
 
     def resume(self) -> None:
@@ -67,10 +68,44 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
         self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
     ) -> str:
         """Keep and show it, then try to send it; the label store knows how far that came."""
-        info = label_info or {}
-        saved = super().save_label(image_id, label_filename, label_tag, info)
-        self.uploads.send_now(info[VERSION], ANNOTATOR_WAITS_S)
+        label_info = {} if label_info is None else label_info
+        saved = super().save_label(image_id, label_filename, label_tag, label_info)
+        self.uploads.send_now(label_info[VERSION], ANNOTATOR_WAITS_S)
         return saved
+
+    def get_image_uri(self, image_id: str) -> str:
+        """Fetched once, and seen by nobody before it is whole; "" where the PACS has no such series.
+
+        Raises:
+            Unreachable, Refused: the PACS does not answer, or not with that.
+        """
+        folder = Path(self._datastore.image_path())
+        series, nifti = folder / image_id, folder / f"{image_id}.nii.gz"
+        with self._fetching[image_id], told():
+            if not series.is_dir() and not self._fetch(image_id, series):
+                return ""
+            if self._convert_to_nifti and not nifti.is_file():
+                self._convert(image_id, series, nifti)
+        return str(nifti if self._convert_to_nifti else series)
+
+    def _fetch(self, image: str, series: Path) -> bool:
+        found = self._client.search_for_series(search_filters={"SeriesInstanceUID": image})
+        if image not in [Dataset.from_json(f).SeriesInstanceUID for f in found]:
+            return False
+        with tempfile.TemporaryDirectory(dir=series.parent, prefix=".") as draft:
+            dicom_web_download_series(None, image, f"{draft}/series", self._client, self._fetch_by_frame)
+            Path(draft, "series").rename(series)
+        return True
+
+    def _convert(self, image: str, series: Path, nifti: Path) -> None:
+        about = self._dicom_info(image)
+        draft = Path(dicom_to_nifti(str(series)))
+        try:
+            write_atomically(nifti, draft.read_bytes())
+        finally:
+            draft.unlink()
+        self.refresh()  # the stock store finds it by its file
+        self.update_image_info(image, about)
 
     def get_label_uri(self, label_id: str, label_tag: str, image_id: str = "") -> str:
         """What was submitted or taken in here; the stock method asks the PACS for a series of the image's name."""
@@ -99,7 +134,7 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
         Raises:
             Unreachable, Refused: the PACS does not answer, or not with that.
         """
-        with _told():
+        with told():
             study = self._head(image).StudyInstanceUID
             found = self._client.search_for_series(study, search_filters={"Modality": "SEG"})
             series = [str(Dataset.from_json(f).SeriesInstanceUID) for f in found]
@@ -133,7 +168,7 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
     def _taken(self, image: str, series: str, author: str) -> int:
         if series not in [found["series"] for found in self.archived(image)]:
             raise LabelStoreError(f"no DICOM SEG of this image on the PACS: got {series!r}")
-        with _told():
+        with told():
             instances = self._client.retrieve_series(self._head(image).StudyInstanceUID, series)
         if len(instances) != 1:
             raise ImageError(f"DICOM SEG: expected a series of one file, got {len(instances)}")
@@ -177,25 +212,13 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
 
     def _volume(self, image: str) -> tuple[Volume, Path]:
         """The image, and the folder of its DICOM files."""
-        with _told():
-            path = Path(self.get_image_uri(image))
+        path = Path(self.get_image_uri(image))
         return read_volume(path), series_of(self, image, path)
 
     def _send(self, version: Version) -> None:
-        """Store the version's DICOM SEG, unless an earlier try did without our hearing of it."""
         volume, series = self._volume(version.image)
         content = to_dicom_seg(version, self.label_store.read(version), series, volume)
-        seg = dcmread(io.BytesIO(content))
-        with _told():
-            if not self._is_there(seg):
-                _check_stored(self._client.store_instances([seg]), seg)
-
-    def _is_there(self, seg: Dataset) -> bool:
-        filters = {"SOPInstanceUID": str(seg.SOPInstanceUID)}
-        try:
-            return bool(self._client.search_for_instances(seg.StudyInstanceUID, search_filters=filters))
-        except requests.HTTPError:  # it cannot be asked so; it will not keep two of one UID
-            return False
+        store(self._client, dcmread(io.BytesIO(content)))
 
     def _head(self, image: str) -> Dataset:
         """What the first file of an image says; its info here is lost where the stock index was made anew."""
@@ -205,33 +228,3 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
     def _versions_by_series(self, image: str) -> dict[str, int]:
         kept = self.label_store.versions(image, FINAL)
         return {str(v.facts.get(TAKEN_FROM, identity(v).series_uid)): v.id for v in kept}
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """What a client of HTTP raises, in words for an annotator."""
-    try:
-        yield
-    except requests.HTTPError as error:
-        code = error.response.status_code if error.response is not None else "an error"
-        raise Refused(f"the PACS answers {code}") from error
-    except requests.RequestException as error:
-        raise Unreachable("the PACS does not answer") from error
-
-
-def _check_stored(answer: Dataset, seg: Dataset) -> None:
-    failed = [f for f in answer.get("FailedSOPSequence", []) if f.ReferencedSOPInstanceUID == seg.SOPInstanceUID]
-    if failed:
-        raise Refused(f"the PACS does not take it (failure reason {failed[0].get('FailureReason')})")
-
-
-def _never_wait_for_ever(client: DICOMwebClient) -> None:
-    """The client knows no time limit, and repeats for half a minute what we repeat by ourselves."""
-    client.set_http_retry_params(retry=False)
-    client._session.mount(client.base_url, _Patient())
-
-
-class _Patient(HTTPAdapter):
-    def send(self, request: requests.PreparedRequest, *args: Any, **options: Any) -> requests.Response:
-        limits_s = (CONNECT_S, settings.MONAI_LABEL_DICOMWEB_PROXY_TIMEOUT)
-        return super().send(request, *args, **{**options, "timeout": options.get("timeout") or limits_s})

@@ -38,7 +38,6 @@ from lib.label_store import LabelStore, LabelStoreError, Version
 from lib.names import checked_name
 from lib.params import json_object
 from lib.prompt_log import TargetKey
-from lib.uploads import Refused, Unreachable
 from lib.versioned_datastore import AUTHOR, PARENT, VERSION
 from lib.work import user_of
 
@@ -167,8 +166,6 @@ def _as_4xx() -> Iterator[None]:
         yield
     except (LabelError, ImageError) as error:
         raise HTTPException(422, str(error)) from error
-    except (Refused, Unreachable) as error:
-        raise HTTPException(503, str(error)) from error
     except LabelStoreError as error:
         raise HTTPException(404, str(error)) from error
     except sqlite3.Error as error:

@@ -38,6 +38,7 @@ from lib.gate import check_plain
 from lib.names import checked_name
 from lib.params import json_object
 from lib.pool import PoolFull, Superseded
+from lib.uploads import Refused, Unreachable
 from lib.work import in_pool, user_of
 
 if TYPE_CHECKING:
@@ -73,6 +74,8 @@ def install(server: FastAPI, app: Callable[[], ImisApp]) -> None:
     server.add_exception_handler(json.JSONDecodeError, _on_json_error)
     server.add_exception_handler(PoolFull, _on_pool_full)
     server.add_exception_handler(Superseded, _on_superseded)
+    for failed in (Refused, Unreachable):
+        server.add_exception_handler(failed, _on_pacs_failed)
     server.middleware_stack = server.build_middleware_stack()  # handlers are read when it is built
 
 
@@ -188,6 +191,10 @@ def _on_pool_full(request: HttpRequest, error: Exception) -> JSONResponse:
 
 def _on_superseded(request: HttpRequest, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error), "code": "superseded"}, 409)
+
+
+def _on_pacs_failed(request: HttpRequest, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503)
 
 
 def _on_json_error(request: HttpRequest, error: Exception) -> JSONResponse:
