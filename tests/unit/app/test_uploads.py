@@ -85,6 +85,9 @@ def test_one_that_is_refused_or_impossible_does_not_hold_up_the_others(store: La
     assert store.upload(versions[b"refused"].id) == Upload("waiting", "full")
     assert store.upload(versions[b"empty"].id) == Upload("impossible", "nothing labelled")
     assert store.upload(versions[b"bug"].id) == Upload("waiting", "it could not be written (KeyError)")
+    faults.clear()
+    until(lambda: not store.waiting())
+    assert store.upload(versions[b"empty"].id) == Upload("impossible", "nothing labelled")
 
 
 def test_an_archive_that_hangs_holds_up_nobody_for_long(store: LabelStore) -> None:
