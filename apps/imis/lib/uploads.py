@@ -85,9 +85,9 @@ class Uploads:
             self._send(version)
         except Unreachable:
             raise
-        except Refused as error:
+        except (Refused, LabelStoreError) as error:  # the latter for a disk that fails
             return Upload(WAITING, str(error))
-        except (ImageError, LabelStoreError) as error:
+        except ImageError as error:
             return Upload(IMPOSSIBLE, str(error))
         except Exception as error:  # the others shall go
             logger.exception("version %d of a label cannot be uploaded", version.id)
