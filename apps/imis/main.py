@@ -35,6 +35,7 @@ from imis_net.retraining.schedule import RetrainingSchedule  # noqa: E402
 # All of lib now: MONAI Label takes this folder off sys.path again once this file is loaded.
 from lib import front, request_log, routes  # noqa: E402
 from lib.config import read_config, state_dir  # noqa: E402
+from lib.dicomweb_datastore import VersionedDicomWebDatastore  # noqa: E402
 from lib.gate import check_binding, credentials_of  # noqa: E402
 from lib.infer import Engine, InteractiveTask, TextTask  # noqa: E402
 from lib.label_store import LabelStore  # noqa: E402
@@ -49,7 +50,7 @@ from lib.sessions import PromptMemory  # noqa: E402
 from lib.strategies import Scorer, strategies  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
-from lib.versioned_datastore import VersionedDicomWebDatastore, VersionedLocalDatastore  # noqa: E402
+from lib.versioned_datastore import VersionedLocalDatastore  # noqa: E402
 
 IMAGE_EXTENSIONS = ("nii.gz", "nii", "nrrd", "mha", "dcm", "png", "jpg", "jpeg", "tif", "tiff", "bmp")
 
@@ -128,6 +129,9 @@ class ImisApp(MONAILabelApp):
         self._init_retraining()
         routes.install(server, lambda: self)
         front.install(server, self)
+        if isinstance(self.datastore(), VersionedDicomWebDatastore):
+            self.datastore().resume()
+            self.telemetry.watch_uploads(lambda: len(self.label_store.waiting()))
         threading.Thread(target=self.engine.warm_up, name="warm-up", daemon=True).start()
 
     def _init_retraining(self) -> None:
@@ -191,8 +195,9 @@ def _set_host_defaults() -> None:
     _set_host("MONAI_LABEL_AUTO_UPDATE_SCORING", False)  # there is no scoring method yet
     if type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default == settings.MONAI_LABEL_DATASTORE_FILE_EXT:
         _set_host("MONAI_LABEL_DATASTORE_FILE_EXT", [f"*.{extension}" for extension in IMAGE_EXTENSIONS])
-    for name in ("monailabel", "__main__"):  # the latter is its command, for the server and for each task
-        logging.getLogger(name).setLevel(logging.WARNING)  # they log file names, which may name a patient
+    # The second is MONAI Label's command, for the server and for each task.
+    for name in ("monailabel", "__main__", "dicomweb_client", "highdicom"):
+        logging.getLogger(name).setLevel(logging.WARNING)  # they log file names and UIDs, which may name a patient
 
 
 def _set_host(key: str, value: object) -> None:

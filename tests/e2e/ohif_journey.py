@@ -1,50 +1,33 @@
 # ruff: noqa: E501 - scripts for the browser
-"""An annotator's way through OHIF, on a real Orthanc, alone in a network namespace: run by ``test_ohif.py``.
-
-Debian's Orthanc listens on every address and cannot be told not to; here there is none but the loopback one.
-"""
+"""An annotator's way through OHIF, on a real Orthanc, alone in a network namespace: run by ``test_ohif.py``."""
 
 from __future__ import annotations
 
 import base64
-import fcntl
-import json
 import os
-import shutil
-import socket
-import struct
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pydicom
 import requests
 from playwright.sync_api import Page, sync_playwright
-from pydicom.dataset import FileDataset, FileMetaDataset
-from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import CHROMIUM, FLAGS
+from local_pacs import CENTRES, ORTHANC, SHAPE, loopback_up, running_orthanc, truth, write_series
 from running_server import running_server
-
-ORTHANC = "http://127.0.0.1:8042"
-PLUGIN = "/usr/share/orthanc/plugins/libOrthancDicomWeb.so"
-SHAPE = (128, 112, 20)
-CENTRES = {"liver": (44, 50, 7), "spleen": (88, 62, 12)}
-RADII = {"liver": (20, 16, 5), "spleen": (14, 18, 4)}
 
 
 def main(folder: Path) -> None:
-    _loopback_up()
-    study, series = _write_series(folder / "series")
-    with _orthanc(folder):
+    loopback_up()
+    study, series = write_series(folder / "series")
+    with running_orthanc(folder):
         for file in sorted((folder / "series").iterdir()):
             requests.post(f"{ORTHANC}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
-        serving = running_server(folder, f"{ORTHANC}/dicom-web", MONAI_LABEL_DICOMWEB_CACHE_EXPIRY="2")
+        state = ["--conf", "state_dir", str(folder / "state")]
+        serving = running_server(folder, f"{ORTHANC}/dicom-web", *state, MONAI_LABEL_DICOMWEB_CACHE_EXPIRY="2")
         with serving as server, _page() as page:
             try:
                 _walk(page, server.url, study, series)
@@ -54,7 +37,7 @@ def main(folder: Path) -> None:
 
 def _walk(page: Page, url: str, study: str, series: str) -> None:
     _open(page, url, study)
-    liver, spleen = _truth("liver"), _truth("spleen")
+    liver, spleen = truth("liver"), truth("spleen")
     # Stock: a click, and the panel's own Run.
     page.locator(".monaiLabelPanel .tab > label.tab-label", has_text="Point Prompts").click()
     points = page.locator(".monaiLabelPanel .tab", has=page.locator("label.tab-label", has_text="Point Prompts"))
@@ -223,113 +206,6 @@ def _page() -> Iterator[Page]:
         page.set_default_timeout(60_000)
         yield page
         browser.close()
-
-
-@contextmanager
-def _orthanc(folder: Path) -> Iterator[None]:
-    settings = {
-        "StorageDirectory": str(folder / "orthanc"),
-        "IndexDirectory": str(folder / "orthanc"),
-        "Plugins": [PLUGIN],
-        "HttpPort": 8042,
-        "RemoteAccessAllowed": False,
-        "AuthenticationEnabled": False,
-        "DicomServerEnabled": False,
-        "DicomWeb": {"Enable": True, "Root": "/dicom-web/", "EnableWado": True},
-    }
-    (folder / "orthanc.json").write_text(json.dumps(settings))
-    with (folder / "orthanc.log").open("w") as log:
-        process = subprocess.Popen([str(shutil.which("Orthanc")), str(folder / "orthanc.json")], stdout=log, stderr=log)
-    try:
-        for _ in range(100):
-            try:
-                requests.get(f"{ORTHANC}/system", timeout=5)
-                break
-            except requests.ConnectionError:
-                time.sleep(0.2)
-        yield
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _loopback_up() -> None:
-    """A new network namespace has one address, and it is down."""
-    set_flags, up_and_running = 0x8914, 0x41
-    with socket.socket() as any_socket:
-        fcntl.ioctl(any_socket, set_flags, struct.pack("16sh", b"lo", up_and_running))
-
-
-def _truth(name: str) -> np.ndarray:
-    i, j, k = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
-    (x, y, z), (a, b, c) = CENTRES[name], RADII[name]
-    return ((i - x) / a) ** 2 + ((j - y) / b) ** 2 + ((k - z) / c) ** 2 < 1
-
-
-def _write_series(folder: Path) -> tuple[str, str]:
-    """A lopsided CT of two organs, so that any flip shows; its study and series."""
-    folder.mkdir()
-    i, j = np.ogrid[: SHAPE[0], : SHAPE[1]]
-    voxels = np.full(SHAPE, -900.0)
-    voxels[((i - 64) / 58) ** 2 + ((j - 56) / 48) ** 2 < 1] = 20
-    voxels[_truth("liver")], voxels[_truth("spleen")] = 140, 190
-    voxels += np.random.default_rng(0).normal(0, 6, SHAPE)
-    study, series, frame = generate_uid(), generate_uid(), generate_uid()
-    for k in range(SHAPE[2]):
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID = CTImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
-        meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        file = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        file.is_little_endian, file.is_implicit_VR = True, False
-        facts = {
-            "SOPClassUID": CTImageStorage,
-            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-            "PatientName": "Phantom^Test",
-            "PatientID": "PHANTOM",
-            "PatientBirthDate": "",
-            "PatientSex": "O",
-            "StudyInstanceUID": study,
-            "SeriesInstanceUID": series,
-            "FrameOfReferenceUID": frame,
-            "StudyID": "1",
-            "SeriesNumber": 1,
-            "InstanceNumber": k + 1,
-            "AccessionNumber": "1",
-            "Modality": "CT",
-            "Manufacturer": "none",
-            "StudyDescription": "phantom",
-            "SeriesDescription": "phantom",
-            "ReferringPhysicianName": "",
-            "PositionReferenceIndicator": "",
-            "PatientPosition": "HFS",
-            "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"],
-            "PixelSpacing": [2.0, 2.0],
-            "SliceThickness": 5.0,
-            "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-            "ImagePositionPatient": [-120.0, -110.0, 5.0 * k],
-            "SamplesPerPixel": 1,
-            "PhotometricInterpretation": "MONOCHROME2",
-            "Rows": SHAPE[1],
-            "Columns": SHAPE[0],
-            "BitsAllocated": 16,
-            "BitsStored": 16,
-            "HighBit": 15,
-            "PixelRepresentation": 1,
-            "RescaleIntercept": 0,
-            "RescaleSlope": 1,
-            "WindowCenter": 60,
-            "WindowWidth": 400,
-        }
-        for name, value in facts.items():
-            setattr(file, name, value)
-        for day in ("StudyDate", "SeriesDate", "AcquisitionDate", "ContentDate"):
-            setattr(file, day, "20260101")
-        for moment in ("StudyTime", "SeriesTime", "ContentTime"):
-            setattr(file, moment, "120000")
-        file.PixelData = voxels[..., k].T.astype(np.int16).tobytes()
-        pydicom.dcmwrite(folder / f"{k:03d}.dcm", file, write_like_original=False)
-    return study, series
 
 
 if __name__ == "__main__":

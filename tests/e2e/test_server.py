@@ -200,7 +200,7 @@ BAD = {
     "no image": ({"foreground": [CLICK]}, {"image": ""}, 422, "no image"),
     "unknown session": ({"foreground": [CLICK]}, {"session_id": "1234"}, 404, "1234"),
     "unknown output": ({"foreground": [CLICK]}, {"output": "hologram"}, 422, "output"),
-    "DICOM SEG of a folder": ({"foreground": [CLICK]}, {"output": "dicom_seg"}, 422, "DICOMweb"),
+    "DICOM SEG of a folder": ({"foreground": [CLICK]}, {"output": "dicom_seg"}, 422, "DICOM series"),
     "a truncated file": ({"foreground": [CLICK]}, {"image": "truncated"}, 422, ""),
     "a file that is no image": ({"foreground": [CLICK]}, {"image": "no_image"}, 422, ""),
     "an absolute path": ({"foreground": [CLICK]}, {"image": str(SAMPLES / f"{CT}.nii.gz")}, 422, "without path"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +15,14 @@ import SimpleITK as sitk
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from imis_net.dicom_seg import is_dicom_seg, read_dicom_seg, write_dicom_seg
+from imis_net.dicom_seg import Identity, Segment, is_dicom_seg, read_dicom_seg, write_dicom_seg
 from imis_net.errors import ImageError
 from imis_net.images import read_volume
 
 SHAPE = (7, 6, 5)
-NAMES = {2: "spleen", 5: "liver"}
+SEGMENTS = {2: Segment("spleen", (157, 108, 162)), 5: Segment("liver")}
+IDENTITY = Identity("one version", datetime(2026, 1, 2, 3, 4, 5))
+SNOMED = {2: ("78961009", "SCT", "Spleen"), 5: ("10200004", "SCT", "Liver")}
 STRAIGHT = np.eye(3)
 _angle = np.deg2rad(20)
 OBLIQUE = np.array([[1, 0, 0], [0, np.cos(_angle), np.sin(_angle)], [0, -np.sin(_angle), np.cos(_angle)]])
@@ -61,19 +66,45 @@ def test_values_names_and_places_survive(tmp_path: Path, axes: np.ndarray) -> No
     series, label = _series(tmp_path / "ct", axes), _label()
     label[:, :, 1] = 0  # a slice that the file leaves out
     volume = read_volume(series)
-    (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(label, volume.affine, series, NAMES))
+    (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(label, volume.affine, series, SEGMENTS, IDENTITY))
     assert is_dicom_seg(tmp_path / "seg.dcm")
     assert not is_dicom_seg(series / "0.dcm")
-    back, names = read_dicom_seg(tmp_path / "seg.dcm", series, SHAPE, volume.affine)
+    back, segments = read_dicom_seg(tmp_path / "seg.dcm", series, SHAPE, volume.affine)
     np.testing.assert_array_equal(back, label)
-    assert names == NAMES
+    assert segments == {value: replace(segment, code=SNOMED[value]) for value, segment in SEGMENTS.items()}
+
+
+def test_one_version_is_one_document(tmp_path: Path) -> None:
+    """Breaks if what is sent again after a lost answer lies in an archive twice, or two versions take one place."""
+    series = _series(tmp_path / "ct", STRAIGHT)
+    affine = read_volume(series).affine
+    files = [
+        write_dicom_seg(_label(), affine, series, SEGMENTS, identity)
+        for identity in (IDENTITY, IDENTITY, replace(IDENTITY, key="another"))
+    ]
+    assert files[0] == files[1]
+    first, second = (pydicom.dcmread(io.BytesIO(file)) for file in files[1:])
+    assert (first.SOPInstanceUID, first.SeriesInstanceUID) == (IDENTITY.instance_uid, IDENTITY.series_uid)
+    assert first.SOPInstanceUID != second.SOPInstanceUID
+    assert (first.ContentDate, first.ContentTime) == ("20260102", "030405.000000")
+
+
+def test_what_another_program_calls_a_structure_is_kept(tmp_path: Path) -> None:
+    """Breaks if codes of a file that was taken in, or names beyond ASCII, are lost on the way out."""
+    series = _series(tmp_path / "ct", STRAIGHT)
+    volume = read_volume(series)
+    told = {2: Segment("Läsion\\links\n\ud800", (255, 0, 0), ("108369006", "SCT", "Neoplasm")), 5: Segment("x" * 80)}
+    (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(_label(), volume.affine, series, told, IDENTITY))
+    _, back = read_dicom_seg(tmp_path / "seg.dcm", series, SHAPE, volume.affine)
+    assert back[2] == replace(told[2], name="Läsion/links")
+    assert back[5].name == "x" * 64
 
 
 def test_another_reader_finds_each_segment_in_its_place(tmp_path: Path) -> None:
     """Breaks if only our own reader understands the file: codes, or positions in mm."""
     series, label = _series(tmp_path / "ct", OBLIQUE), _label()
     volume = read_volume(series)
-    (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(label, volume.affine, series, NAMES))
+    (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(label, volume.affine, series, SEGMENTS, IDENTITY))
     file = pydicom.dcmread(tmp_path / "seg.dcm")
     assert [s.SegmentedPropertyTypeCodeSequence[0].CodeValue for s in file.SegmentSequence] == ["78961009", "10200004"]
     theirs = pydicom_seg.SegmentReader().read(file)
@@ -90,7 +121,7 @@ def test_a_file_of_another_series_is_refused(tmp_path: Path) -> None:
     """Breaks if a label of one patient can be laid on the images of another."""
     one, other = _series(tmp_path / "one", STRAIGHT), _series(tmp_path / "other", STRAIGHT)
     affine = read_volume(one).affine
-    (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(_label(), affine, one, NAMES))
+    (tmp_path / "seg.dcm").write_bytes(write_dicom_seg(_label(), affine, one, SEGMENTS, IDENTITY))
     with pytest.raises(ImageError, match="DICOM SEG"):
         read_dicom_seg(tmp_path / "seg.dcm", other, SHAPE, affine)
 
@@ -102,6 +133,6 @@ def test_what_does_not_lie_on_the_series_is_refused(tmp_path: Path) -> None:
     shifted = affine.copy()
     shifted[0, 3] += 1
     with pytest.raises(ImageError, match="does not lie"):
-        write_dicom_seg(_label(), shifted, series, NAMES)
+        write_dicom_seg(_label(), shifted, series, SEGMENTS, IDENTITY)
     with pytest.raises(ImageError, match="got none"):
-        write_dicom_seg(np.zeros(SHAPE, np.uint8), affine, series, NAMES)
+        write_dicom_seg(np.zeros(SHAPE, np.uint8), affine, series, SEGMENTS, IDENTITY)

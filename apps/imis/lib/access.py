@@ -66,6 +66,8 @@ ACCESS: Mapping[str, Role | Mapping[str, Role]] = {
     "/imis/propagate/{job}": ANNOTATOR,
     "/imis/propagate/{job}/mask": ANNOTATOR,
     "/imis/labels/{image}": ANNOTATOR,
+    "/imis/labels/{image}/archive": ANNOTATOR,
+    "/imis/labels/{image}/archive/{series}": ANNOTATOR,
     "/imis/labels/{image}/{version}": ANNOTATOR,
     "/imis/labels/{image}/{version}/dicom_seg": ANNOTATOR,
     "/imis/labels/{image}/{version}/diff": ANNOTATOR,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -21,8 +23,8 @@ class LabelError(ValueError):
     """Not a label of this image; the message says what was got and what expected."""
 
 
-def checked_label(path: Path, image: Volume) -> bytes:
-    """The file's content, in the image's voxel order: one that is only stored along other axes is turned.
+def checked_label(path: Path, image: Volume) -> Path:
+    """The file in the image's voxel order: itself, or beside it one that was turned, if stored along other axes.
 
     Raises:
         LabelError: unreadable, of another size or place, or with values that are no whole numbers from 0 to 65535.
@@ -31,7 +33,7 @@ def checked_label(path: Path, image: Volume) -> bytes:
     if path.suffix == RAW_SUFFIX:
         if path.stat().st_size != np.prod(shape):
             raise LabelError(f"label: expected {np.prod(shape)} bytes for {list(shape)}, got {path.stat().st_size}")
-        return path.read_bytes()
+        return path
     try:
         label = read_volume(path)
     except ImageError as error:
@@ -39,7 +41,25 @@ def checked_label(path: Path, image: Volume) -> bytes:
     if label.is_colour:
         raise LabelError("label: expected one value per voxel, got colours")
     _check_values(label.array)
-    return path.read_bytes() if _is_same_grid(label, image) else _turned(label, image)
+    if _is_same_grid(label, image):
+        return path
+    turned = path.with_name("turned.nii")
+    turned.write_bytes(_turned(label, image))
+    return turned
+
+
+def label_array(content: bytes, suffix: str, shape: Sequence[int]) -> np.ndarray:
+    """A kept file's values [i, j, k]; raw bytes get the image's ``shape``.
+
+    Raises:
+        ImageError: it cannot be read.
+    """
+    if suffix == RAW_SUFFIX:
+        return np.frombuffer(content, np.uint8).reshape(tuple(shape), order="F")
+    with tempfile.NamedTemporaryFile(suffix=suffix) as file:
+        file.write(content)
+        file.flush()
+        return read_volume(Path(file.name)).array
 
 
 def _check_values(array: np.ndarray) -> None:
@@ -60,7 +80,7 @@ def _is_same_grid(label: Volume, image: Volume) -> bool:
 
 
 def _turned(label: Volume, image: Volume) -> bytes:
-    """The label in the image's voxel order, as gzipped NIfTI."""
+    """The label in the image's voxel order, as NIfTI."""
     turn = ornt_transform(io_orientation(label.affine), io_orientation(image.affine))
     array = apply_orientation(label.array, turn)
     affine = label.affine @ inv_ornt_aff(turn, label.array.shape)

@@ -7,6 +7,8 @@
 ``GET  /imis/labels/{image}/{version}/diff?against=N`` voxels by label that came and went, and Dice
 ``GET  /imis/labels/{image}/{version}/dicom_seg``      the same as DICOM SEG, where the image is a DICOM series
 ``POST /imis/labels/{image}/{version}/restore``        save it again as the newest
+``GET  /imis/labels/{image}/archive``                  DICOM SEGs of the image on the PACS, the oldest first
+``POST /imis/labels/{image}/archive/{series}``         take one of them in as the newest version
 =====================================================  =============================================================
 """
 
@@ -29,9 +31,9 @@ from starlette.routing import BaseRoute
 
 from imis_net.dicom_seg import is_dicom_seg
 from imis_net.errors import ImageError
-from imis_net.images import read_volume
 from lib.dicom_labels import from_dicom_seg, series_of, to_dicom_seg
-from lib.label_files import RAW_SUFFIX, LabelError, checked_label
+from lib.dicomweb_datastore import ARCHIVE, TAKEN_FROM, VersionedDicomWebDatastore
+from lib.label_files import RAW_SUFFIX, LabelError, checked_label, label_array
 from lib.label_store import LabelStore, LabelStoreError, Version
 from lib.names import checked_name
 from lib.params import json_object
@@ -57,7 +59,7 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
 
         422: not a label of this image. 507: the disk is full; nothing was kept.
         """
-        info = _info(params)
+        info = {key: value for key, value in _info(params).items() if key not in (ARCHIVE, TAKEN_FROM)}
         author = user_of(http, info.get("client_id"))
         with tempfile.TemporaryDirectory() as folder:
             file = _received(label, Path(folder))
@@ -66,10 +68,7 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
                 volume = app().engine.volumes.read(path)
                 if is_dicom_seg(file):
                     file = from_dicom_seg(file, series_of(app().datastore(), image, path), volume, info)
-                content = checked_label(file, volume)
-            if file.suffix != RAW_SUFFIX and content != file.read_bytes():
-                file = file.with_name("label.nii")
-                file.write_bytes(content)
+                file = checked_label(file, volume)
             before = _store(app()).newest(image, tag)
             facts: dict[str, Any] = {
                 PARENT: before and before.id,
@@ -83,11 +82,13 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         mine = _store(app()).get(image, int(facts[VERSION]))
         last = _store(app()).newest(image, tag, before=mine.id)
         conflict = last is not None and last.id != mine.parent
-        return {"image": image, "label": label_id, VERSION: mine.id, PARENT: mine.parent, "conflict": conflict}
+        answer = {"image": image, "label": label_id, VERSION: mine.id, PARENT: mine.parent, "conflict": conflict}
+        return {**answer, **_archive(_store(app()), mine)}
 
     def versions(image: str, tag: str | None = None) -> dict[str, Any]:
         """All versions of an image's labels."""
-        return {"versions": [_shown(v) for v in _store(app()).versions(checked_name("image", image), tag)]}
+        store = _store(app())
+        return {"versions": [_shown(store, v) for v in store.versions(checked_name("image", image), tag)]}
 
     def fetch(image: str, version: int) -> Response:
         """A version's file, byte by byte."""
@@ -104,7 +105,7 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
             found = _store(app()).get(image, version)
             path = app().path_of(image)
             volume, series = app().engine.volumes.read(path), series_of(app().datastore(), image, path)
-            content = to_dicom_seg(_array(_store(app()), found), found.facts, series, volume)
+            content = to_dicom_seg(found, _store(app()).read(found), series, volume)
         headers = {"Content-Disposition": f'attachment; filename="version_{found.id}.dcm"'}
         return Response(content, media_type="application/dicom", headers=headers)
 
@@ -112,7 +113,7 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
         """What changed from ``against`` to ``version``."""
         with _as_4xx():
             store = _store(app())
-            new, old = (_array(store, store.get(image, v)) for v in (version, against))
+            new, old = (_array(app(), store.get(image, v)) for v in (version, against))
         if new.shape != old.shape:
             raise HTTPException(422, f"versions of different size: {list(new.shape)} and {list(old.shape)}")
         return {"labels": {str(value): _changes(new == value, old == value) for value in _values(new, old)}}
@@ -132,11 +133,24 @@ def routes(app: Callable[[], ImisApp]) -> list[BaseRoute]:
                 "restored_from": found.id,
             }
             app().datastore().save_label(image, str(file), found.tag, facts)
-            return _shown(store.get(image, facts[VERSION]))
+            return _shown(store, store.get(image, facts[VERSION]))
+
+    def archived(image: str) -> dict[str, Any]:
+        """What the PACS has for an image; 404 where the studies are a folder, 503 where it does not answer."""
+        with _as_4xx():
+            return {"archive": _pacs(app()).archived(checked_name("image", image))}
+
+    def take_in(http: Request, image: str, series: str) -> dict[str, Any]:
+        """Keep a DICOM SEG of the PACS; once only. 422: none of this image, or of a kind that cannot be read."""
+        with _as_4xx():
+            version = _pacs(app()).take_in(checked_name("image", image), checked_name("series", series), user_of(http))
+        return _shown(_store(app()), _store(app()).get(image, version))
 
     made: list[tuple[str, Callable[..., object], str]] = [
         ("/datastore/label", save, "PUT"),
         ("/imis/labels/{image}", versions, "GET"),
+        ("/imis/labels/{image}/archive", archived, "GET"),
+        ("/imis/labels/{image}/archive/{series}", take_in, "POST"),
         ("/imis/labels/{image}/{version}", fetch, "GET"),
         ("/imis/labels/{image}/{version}/dicom_seg", dicom_seg, "GET"),
         ("/imis/labels/{image}/{version}/diff", diff, "GET"),
@@ -166,6 +180,12 @@ def _store(app: ImisApp) -> LabelStore:
     return app.label_store
 
 
+def _pacs(app: ImisApp) -> VersionedDicomWebDatastore:
+    if not isinstance(store := app.datastore(), VersionedDicomWebDatastore):
+        raise HTTPException(404, "no PACS here: the studies are a folder")
+    return store
+
+
 def _info(params: str) -> dict[str, Any]:
     info = json_object(params)
     if not isinstance(info.get(PARENT), int | None):
@@ -188,18 +208,21 @@ def _origin(app: ImisApp, user: str, image: str) -> dict[str, object]:
     return {"weights": app.engine.segmenter.weights_digest, **({"prompts": prompts} if prompts else {})}
 
 
-def _shown(version: Version) -> dict[str, Any]:
-    return {key: value for key, value in asdict(version).items() if key != "image"}
+def _shown(store: LabelStore, version: Version) -> dict[str, Any]:
+    facts = {key: value for key, value in asdict(version).items() if key != "image"}
+    return {**facts, **_archive(store, version)}
 
 
-def _array(store: LabelStore, version: Version) -> np.ndarray:
-    content = store.read(version)
-    if version.suffix == RAW_SUFFIX:
-        return np.frombuffer(content, np.uint8)
-    with tempfile.NamedTemporaryFile(suffix=version.suffix) as file:
-        file.write(content)
-        file.flush()
-        return read_volume(Path(file.name)).array
+def _archive(store: LabelStore, version: Version) -> dict[str, Any]:
+    """How far it is on its way to the PACS, where there is one."""
+    upload = store.upload(version.id)
+    return {ARCHIVE: asdict(upload)} if upload else {}
+
+
+def _array(app: ImisApp, version: Version) -> np.ndarray:
+    is_raw = version.suffix == RAW_SUFFIX
+    shape = app.engine.volumes.read(app.path_of(version.image)).array.shape[:3] if is_raw else ()
+    return label_array(_store(app).read(version), version.suffix, shape)
 
 
 def _values(*arrays: np.ndarray) -> list[int]:

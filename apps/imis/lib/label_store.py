@@ -31,6 +31,11 @@ CREATE TABLE IF NOT EXISTS versions (
     facts TEXT NOT NULL                    -- JSON: names of values, weights, prompts
 );
 CREATE INDEX IF NOT EXISTS versions_of_image ON versions (image, tag, id);
+CREATE TABLE IF NOT EXISTS uploads (  -- of the versions that an archive shall have too
+    version INTEGER PRIMARY KEY,
+    state TEXT NOT NULL,
+    reason TEXT NOT NULL              -- why it is not there yet, or never will be
+);
 """
 _COLUMNS = "id, image, tag, suffix, sha256, parent, author, time, facts"
 
@@ -48,6 +53,17 @@ class Version:
     author: str
     time: float
     facts: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Upload:
+    """How far a version is on its way to an archive: ``waiting``, ``stored`` or ``impossible``."""
+
+    state: str
+    reason: str = ""
+
+
+WAITING, STORED, IMPOSSIBLE = "waiting", "stored", "impossible"
 
 
 class LabelStoreError(Exception):
@@ -81,8 +97,9 @@ class LabelStore:
         author: str,
         facts: Mapping[str, object],
         parent: int | None = None,
+        is_to_upload: bool = False,
     ) -> Version:
-        """Keep one save; it is on the disk when this returns.
+        """Keep one save, and that it is to be uploaded; both are on the disk when this returns.
 
         Raises:
             OSError, sqlite3.Error: it is not, and nothing of it will be seen.
@@ -93,7 +110,9 @@ class LabelStore:
         row = (image, tag, suffix, sha256, parent, author, time.time(), json.dumps(dict(facts)))
         with self._lock, self._database:
             cursor = self._database.execute("INSERT INTO versions VALUES (NULL, ?, ?, ?, ?, ?, ?, ?, ?)", row)
-        assert cursor.lastrowid is not None
+            assert cursor.lastrowid is not None
+            if is_to_upload:
+                self._database.execute("INSERT INTO uploads VALUES (?, ?, '')", (cursor.lastrowid, WAITING))
         return Version(cursor.lastrowid, image, tag, suffix, sha256, parent, author, row[6], facts)
 
     def versions(self, image: str, tag: str | None = None) -> list[Version]:
@@ -135,6 +154,22 @@ class LabelStore:
         if hashlib.sha256(content).hexdigest() != version.sha256:
             raise LabelStoreError(f"version {version.id}: its file is not what was saved")
         return content
+
+    def waiting(self) -> list[Version]:
+        """What is still to be uploaded, the newest first: that is the one that somebody may be waiting for."""
+        chosen = "SELECT version FROM uploads WHERE state = ?"
+        return self._select(f"SELECT {_COLUMNS} FROM versions WHERE id IN ({chosen}) ORDER BY id DESC", WAITING)
+
+    def upload(self, version: int) -> Upload | None:
+        """None where it was never to be uploaded."""
+        with self._lock:
+            row = self._database.execute("SELECT state, reason FROM uploads WHERE version = ?", (version,)).fetchone()
+        return Upload(*row) if row else None
+
+    def set_upload(self, version: int, upload: Upload) -> None:
+        with self._lock, self._database:
+            change = "UPDATE uploads SET state = ?, reason = ? WHERE version = ?"
+            self._database.execute(change, (upload.state, upload.reason, version))
 
     def close(self) -> None:
         with self._lock:

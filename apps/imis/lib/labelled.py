@@ -105,10 +105,11 @@ def _drawn_slices(values: np.ndarray) -> tuple[int, Sequence[int]]:
 
 def target_names(info: Mapping[str, Any], values: Sequence[int]) -> dict[int, str]:
     """Names of voxel values: by index, or in order where a viewer numbered differently; {} where nobody knows."""
-    given = (info.get("params") or {}).get("label_names")
+    params, listed = info.get("params"), info.get("label_info")
+    given = params.get("label_names") if isinstance(params, Mapping) else None
     if isinstance(given, Mapping):
-        return {int(v): str(name) for name, v in given.items()}
-    entries = [e for e in info.get("label_info") or [] if isinstance(e, Mapping) and e.get("name")]
+        return {v: str(name) for name, v in given.items() if isinstance(v, int)}
+    entries = [e for e in (listed if isinstance(listed, list) else []) if isinstance(e, Mapping) and e.get("name")]
     by_index = {e["idx"]: str(e["name"]) for e in entries if isinstance(e.get("idx"), int)}
     if set(values) <= set(by_index):
         return {v: by_index[v] for v in values}

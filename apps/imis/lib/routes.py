@@ -10,17 +10,18 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Coroutine, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import parse_qsl
+from uuid import uuid4
 
 from fastapi import BackgroundTasks, Depends, FastAPI, File, Form, HTTPException, UploadFile
 from fastapi import Request as HttpRequest
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from fastapi.routing import APIRoute
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints import infer as stock
 from monailabel.endpoints.user.auth import RBAC
 from monailabel.interfaces.exception import MONAILabelError, MONAILabelException
@@ -28,11 +29,16 @@ from monailabel.utils.others.generic import remove_file
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
+from imis_net.dicom_seg import Identity
+from imis_net.errors import ImageError
+from imis_net.images import read_volume
 from lib import label_routes, login, model_routes, ohif, page, propagate, stock_routes, target_routes, telemetry
+from lib.dicom_labels import as_dicom_seg, series_of
 from lib.gate import check_plain
 from lib.names import checked_name
 from lib.params import json_object
 from lib.pool import PoolFull, Superseded
+from lib.uploads import Refused, Unreachable
 from lib.work import in_pool, user_of
 
 if TYPE_CHECKING:
@@ -68,6 +74,8 @@ def install(server: FastAPI, app: Callable[[], ImisApp]) -> None:
     server.add_exception_handler(json.JSONDecodeError, _on_json_error)
     server.add_exception_handler(PoolFull, _on_pool_full)
     server.add_exception_handler(Superseded, _on_superseded)
+    for failed in (Refused, Unreachable):
+        server.add_exception_handler(failed, _on_pacs_failed)
     server.middleware_stack = server.build_middleware_stack()  # handlers are read when it is built
 
 
@@ -116,8 +124,7 @@ def _infer_endpoint(app: Callable[[], ImisApp]) -> Callable[..., Coroutine[objec
 
         def job() -> object:
             if output == stock.ResultType.dicom_seg:
-                _check_dicom_seg(app(), request)
-                return stock.run_inference(background_tasks, model, image, output=output, params=params)
+                return _dicom_seg(app(), {**request, "model": model, "image": image})
             # After the caller's keys, so that none of them can choose a file. A Path is one that this server wrote.
             request["model"], request["session_id"] = model, session_id
             request["image"] = _image(app(), image, session_id, file, background_tasks)
@@ -154,11 +161,20 @@ def _uploaded(file: UploadFile, background_tasks: BackgroundTasks) -> Path:
     return Path(copy.name)
 
 
-def _check_dicom_seg(app: ImisApp, request: dict[str, object]) -> None:
-    if not isinstance(app.datastore(), DICOMWebDatastore):
-        raise HTTPException(422, "output dicom_seg: expected studies on a DICOMweb server, got a folder")
-    if not request.get("label_info"):
-        raise HTTPException(422, "output dicom_seg: expected label_info in params, got none")
+def _dicom_seg(app: ImisApp, request: dict[str, Any]) -> Response:
+    """A model's answer as DICOM SEG, named by the model; ``label_info`` may add colours and codes."""
+    result = app.infer(request)
+    mask, path = Path(str(result["file"])), app.path_of(request["image"])
+    facts = {"params": result["params"], "label_info": request.get("label_info")}
+    series = series_of(app.datastore(), request["image"], path)
+    this = Identity(uuid4().hex, datetime.now())
+    try:
+        content = as_dicom_seg(read_volume(mask).array, facts, this, series, app.engine.volumes.read(path))
+    except ImageError as error:
+        raise HTTPException(422, f"output dicom_seg: {error}") from error
+    finally:
+        mask.unlink(missing_ok=True)
+    return Response(content, media_type="application/dicom")
 
 
 def _on_monailabel_error(request: HttpRequest, error: Exception) -> JSONResponse:
@@ -175,6 +191,10 @@ def _on_pool_full(request: HttpRequest, error: Exception) -> JSONResponse:
 
 def _on_superseded(request: HttpRequest, error: Exception) -> JSONResponse:
     return JSONResponse({"detail": str(error), "code": "superseded"}, 409)
+
+
+def _on_pacs_failed(request: HttpRequest, error: Exception) -> JSONResponse:
+    return JSONResponse({"detail": str(error)}, 503)
 
 
 def _on_json_error(request: HttpRequest, error: Exception) -> JSONResponse:

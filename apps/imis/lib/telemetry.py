@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from fastapi import Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.routing import BaseRoute
@@ -60,6 +60,11 @@ class Telemetry:
 
     def watch(self, engine: Engine, pool: WorkerPool) -> None:
         self.registry.register(_State(engine, pool))
+
+    def watch_uploads(self, num_waiting: Callable[[], int]) -> None:
+        Gauge("imis_uploads_waiting", "Labels that the PACS does not have yet", registry=self.registry).set_function(
+            num_waiting
+        )
 
 
 class _State(Collector):

@@ -10,18 +10,14 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from filelock import FileLock
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore, LocalDatastoreModel
 
-from imis_net.errors import ImageError
 from imis_net.files import write_durably
-from imis_net.images import read_volume
 from lib.label_store import LabelStore, Version
 
 logger = logging.getLogger(__name__)
@@ -31,38 +27,41 @@ VERSION, AUTHOR, PARENT, REMOVED = "version", "author", "parent", "is_removed"
 """Keys of a label's info: the version that the view shows; who saved it; what they started from; whether it is gone."""
 
 
-class _Versioned:
+class Versioned(LocalDatastore):
     """The part that both kinds of store share; goes before the stock class."""
 
     label_store: LabelStore
 
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
+    def save_label(
+        self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any], label_id: str = ""
+    ) -> str:
         """Keep the file as a new version, whose number ``label_info`` gets, then show it.
 
         Raises:
             OSError, sqlite3.Error: it is not kept.
         """
         info = {key: value for key, value in (label_info or {}).items() if key != VERSION}
-        path = Path(label_filename)
+        path, tag = Path(label_filename), str(label_tag)
         author, parent = info.pop(AUTHOR, None) or info.get("client_id"), info.pop(PARENT, None)
         version = self.label_store.append(
             image_id,
-            str(label_tag),
+            tag,
             path.read_bytes(),
             "".join(path.suffixes),
             str(author or ""),
             info,
             parent,
+            self._is_to_upload(tag, info),
         )
         if label_info is not None:
             label_info[VERSION] = version.id
-        shown = {**info, VERSION: version.id}
-        return super().save_label(image_id, label_filename, label_tag, shown)  # type: ignore[misc]
+        self._view(version, path)
+        return image_id
 
     def remove_label(self, label_id: str, label_tag: str) -> None:
         """Take it out of the view. Its versions stay, and the removal is one of them."""
         newest = self.label_store.newest(label_id, label_tag)
-        super().remove_label(label_id, label_tag)  # type: ignore[misc]
+        super().remove_label(label_id, label_tag)
         if newest is not None:
             content, facts = self.label_store.read(newest), {**newest.facts, REMOVED: True}
             self.label_store.append(label_id, label_tag, content, newest.suffix, "", facts, newest.id)
@@ -72,13 +71,13 @@ class _Versioned:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / f"label{version.suffix}"
             file.write_bytes(self.label_store.read(version))
-            info = {**version.facts, VERSION: version.id}
-            super().save_label(version.image, str(file), version.tag, info)  # type: ignore[misc]
+            self._view(version, file)
 
     def show_newest(self) -> None:
         """Bring back what a kill or a full disk kept from the view, file by file; what is there already stays."""
+        here = set(LocalDatastore.list_images(self))
         for version in self.label_store.all_newest():
-            if version.facts.get(REMOVED) or self._shown(version) == version.id:
+            if version.image not in here or version.facts.get(REMOVED) or self._shown(version) == version.id:
                 continue
             try:
                 self.show(version)
@@ -86,27 +85,21 @@ class _Versioned:
             except Exception:  # the server shall start with the others
                 logger.exception("version %d of a label cannot be shown", version.id)
 
+    def _is_to_upload(self, tag: str, info: dict[str, Any]) -> bool:
+        return False
+
+    def _view(self, version: Version, file: Path) -> None:
+        """Put the file where viewers and training look."""
+        info = {**version.facts, VERSION: version.id}
+        super().save_label(version.image, str(file), version.tag, info)
+
     def _shown(self, version: Version) -> int | None:
         try:
-            info: Mapping[str, Any] = self.get_label_info(version.image, version.tag)  # type: ignore[attr-defined]
-            path = Path(self.get_label_uri(version.image, version.tag))  # type: ignore[attr-defined]
+            info: Mapping[str, Any] = self.get_label_info(version.image, version.tag)
+            path = Path(self.get_label_uri(version.image, version.tag))
         except Exception:  # the stock store raises its own for what it does not have
             return None
         return info.get(VERSION) if path.is_file() and path.stat().st_size else None
-
-
-class VersionedLocalDatastore(_Versioned, LocalDatastore):
-    """A folder of studies. Its index is replaced whole, and made anew where an earlier server left half of one."""
-
-    def __init__(
-        self, label_store: LabelStore, datastore_path: str, read_only: bool = False, **options: object
-    ) -> None:
-        self.label_store = label_store
-        if not read_only:
-            _set_aside_if_torn(Path(datastore_path) / INDEX)
-        super().__init__(datastore_path, read_only=read_only, **options)
-        if not read_only:
-            self.show_newest()
 
     def _update_datastore_file(self, lock: bool = True) -> None:
         """As the stock method, but a reader never sees half a file, nor does the next start."""
@@ -120,43 +113,18 @@ class VersionedLocalDatastore(_Versioned, LocalDatastore):
         return None
 
 
-class VersionedDicomWebDatastore(_Versioned, DICOMWebDatastore):
-    """A PACS, to which final labels go as DICOM SEG; its copy of what was fetched lies in a cache folder."""
+class VersionedLocalDatastore(Versioned):
+    """A folder of studies. Its index is made anew where another program left half of one."""
 
-    @classmethod
-    def adopt(cls, store: DICOMWebDatastore, label_store: LabelStore) -> VersionedDicomWebDatastore:
-        """The same store, versioned: MONAI Label builds it in one method with its session and settings."""
-        store.__class__ = cls
-        adopted = cast(VersionedDicomWebDatastore, store)
-        adopted.label_store = label_store
-        return adopted
-
-    def save_label(self, image_id: str, label_filename: str, label_tag: str, label_info: dict[str, Any]) -> str:
-        """The stock writer of DICOM SEG names the values that are there by their order in ``label_info``."""
-        values, entries = _values(Path(label_filename)), (label_info or {}).get("label_info")
-        if values and isinstance(entries, list):
-            label_info["label_info"] = in_order(entries, values)
-        return super().save_label(image_id, label_filename, label_tag, label_info)
-
-
-def in_order(entries: Sequence[Mapping[str, Any]], values: Sequence[int]) -> list[dict[str, Any]]:
-    """One entry for each value that is in the mask: the one with that ``idx``, and where none has one, the nth.
-
-    A mask of the spleen alone, whose entry comes second, is otherwise stored as the liver.
-    """
-    by_value = {entry.get("idx"): dict(entry) for entry in entries}
-    if not any(value in by_value for value in values):
-        return [dict(entry) for entry in entries]
-    return [by_value.get(value, {"name": f"segment {value}", "idx": value}) for value in values]
-
-
-def _values(path: Path) -> list[int]:
-    """The values of a mask file that are there, 0 left out; none where it cannot be read."""
-    try:
-        mask = np.fromfile(path, np.uint8) if path.suffix == ".bin" else read_volume(path).array
-    except ImageError:
-        return []
-    return [int(value) for value in np.unique(mask) if value]
+    def __init__(
+        self, label_store: LabelStore, datastore_path: str, read_only: bool = False, **options: object
+    ) -> None:
+        self.label_store = label_store
+        if not read_only:
+            _set_aside_if_torn(Path(datastore_path) / INDEX)
+        super().__init__(datastore_path, read_only=read_only, **options)
+        if not read_only:
+            self.show_newest()
 
 
 def _set_aside_if_torn(index: Path) -> None:

@@ -107,7 +107,8 @@
     const query = new URLSearchParams({ tag: 'final', image: viewport().series });
     const answer = await fetch(`/datastore/label?${query}`, { method: 'PUT', body: form });
     if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail ?? `error ${answer.status}`);
-    say(`submitted: ${info.map(s => s.name).join(', ')}`);
+    const { archive } = await answer.json(), isThere = !archive || archive.state === 'stored';
+    say(`submitted: ${info.map(s => s.name).join(', ')}${isThere ? '' : `; kept, not in the PACS yet: ${archive.reason}`}`);
   }
 
   function clear() {

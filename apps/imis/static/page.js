@@ -112,8 +112,9 @@ async function finished(id) {
 async function submit() {
   const found = targets.filter(target => target.numVoxels), values = new Uint8Array(view.grid.numVoxels);
   found.forEach((target, n) => target.mask.forEach((is, at) => { if (is) values[at] = n + 1; }));
-  await server.submit(study, view.grid.nifti(values), found.map(target => target.name));
-  say(`✓ saved: ${found.map(target => target.name).join(', ')}`);
+  const { archive } = await server.submit(study, view.grid.nifti(values), found.map(target => target.name));
+  const missing = archive && archive.state !== 'stored' ? `; not in the PACS yet: ${archive.reason}` : '';
+  say(`✓ saved: ${found.map(target => target.name).join(', ')}${missing}`);
 }
 
 let pressed;

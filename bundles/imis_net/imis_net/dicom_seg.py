@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 import highdicom as hd
@@ -16,7 +18,8 @@ from pydicom import Dataset, dcmread
 from pydicom.errors import InvalidDicomError
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
-from pydicom.uid import ExplicitVRLittleEndian, SegmentationStorage
+from pydicom.uid import UID, ExplicitVRLittleEndian, SegmentationStorage, generate_uid
+from skimage.color import lab2rgb, rgb2lab
 
 from imis_net import __version__
 from imis_net.categories import display_name
@@ -27,20 +30,49 @@ ANATOMY = Code("123037004", "SCT", "Anatomical Structure")
 LEARNT = Code("123110", "DCM", "Artificial Intelligence")
 MAX_OFF_PX = 0.01
 """How far a slice's corner may lie from its voxel."""
+LABEL_MAP_STORAGE = UID("1.2.840.10008.5.1.4.1.1.66.7")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """What a value of a label stands for: ``rgb`` from 0 to 255; ``code`` (value, scheme, meaning) of the structure."""
+
+    name: str
+    rgb: tuple[int, int, int] | None = None
+    code: tuple[str, str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What makes two files the same document: equal keys give equal UIDs."""
+
+    key: str
+    time: datetime
+
+    @property
+    def series_uid(self) -> UID:
+        return self.uid("series")
+
+    @property
+    def instance_uid(self) -> UID:
+        return self.uid("instance")
+
+    def uid(self, part: str) -> UID:
+        return generate_uid(entropy_srcs=[self.key, part])
 
 
 def is_dicom_seg(path: Path) -> bool:
-    try:
-        return dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).SOPClassUID == SegmentationStorage
-    except (InvalidDicomError, OSError, AttributeError):
-        return False
+    """Of any kind, also of one that cannot be read here."""
+    return _sop_class(path) in (SegmentationStorage, LABEL_MAP_STORAGE)
 
 
-def write_dicom_seg(label: np.ndarray, affine: np.ndarray, series: Path, names: Mapping[int, str]) -> bytes:
+def write_dicom_seg(
+    label: np.ndarray, affine: np.ndarray, series: Path, segments: Mapping[int, Segment], identity: Identity
+) -> bytes:
     """A binary DICOM SEG of a label volume [i, j, k] with ``affine`` (RAS, mm), on the folder of its series.
 
     Segment numbers are 1, 2, ... in the order of the values; a segment's tracking id is its value, so that reading
-    gives the same values back.
+    gives the same values back. All that is written follows from the arguments.
 
     Raises:
         ImageError: nothing is labelled, or the label does not lie on the series.
@@ -50,37 +82,52 @@ def write_dicom_seg(label: np.ndarray, affine: np.ndarray, series: Path, names: 
         raise ImageError("DICOM SEG: expected at least one labelled voxel, got none")
     sources = _sources(series)
     slices = _slices_of(sources, label.shape, affine)
-    stacked = np.stack([label[:, :, k].T for k in slices])
-    numbered = np.searchsorted(values, stacked) + 1
-    numbers = np.where(stacked > 0, numbered, 0).astype(np.uint8 if len(values) < 256 else np.uint16)
+    numbers = np.zeros(values[-1] + 1, np.uint8 if len(values) < 256 else np.uint16)
+    numbers[values] = range(1, len(values) + 1)
     seg = hd.seg.Segmentation(
         source_images=sources,
-        pixel_array=numbers,
+        pixel_array=numbers[np.stack([label[:, :, k].T for k in slices]).astype(np.uint16)],
         segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
-        segment_descriptions=[_description(n, v, names.get(v, f"label {v}")) for n, v in enumerate(values, 1)],
-        series_instance_uid=hd.UID(),
+        segment_descriptions=[
+            _description(n, v, segments.get(v, Segment(f"label {v}")), identity) for n, v in enumerate(values, 1)
+        ],
+        series_instance_uid=identity.series_uid,
         series_number=int(sources[0].get("SeriesNumber") or 0) + 1000,
-        sop_instance_uid=hd.UID(),
+        sop_instance_uid=identity.instance_uid,
         instance_number=1,
         manufacturer="IMIS-Net",
         manufacturer_model_name="IMIS-Net",
         software_versions=__version__,
         device_serial_number="1",
         transfer_syntax_uid=ExplicitVRLittleEndian,
+        content_description="Segmentation",
     )
+    _identify(seg, identity)
     buffer = io.BytesIO()
     seg.save_as(buffer, write_like_original=False)
     return buffer.getvalue()
 
 
+def _identify(seg: Dataset, identity: Identity) -> None:
+    """The moment of saving in place of that of writing, in the server's time zone; no UID that is new each time."""
+    for item in (*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence):
+        item.DimensionOrganizationUID = identity.uid("dimensions")
+    day, time = identity.time.strftime("%Y%m%d"), identity.time.strftime("%H%M%S.%f")
+    seg.SeriesDate = seg.ContentDate = seg.InstanceCreationDate = day
+    seg.SeriesTime = seg.ContentTime = seg.InstanceCreationTime = time
+    seg.SeriesDescription = "IMIS-Net label"
+
+
 def read_dicom_seg(
     path: Path, series: Path, shape: Sequence[int], affine: np.ndarray
-) -> tuple[np.ndarray, dict[int, str]]:
-    """The labels [i, j, k] (uint16) of a DICOM SEG on its series, and their names by value.
+) -> tuple[np.ndarray, dict[int, Segment]]:
+    """The labels [i, j, k] (uint16) of a DICOM SEG on its series, and what they stand for by value.
 
     Raises:
         ImageError: no binary DICOM SEG, of another series, or with segments that overlap.
     """
+    if _sop_class(path) == LABEL_MAP_STORAGE:
+        raise ImageError("DICOM SEG: expected one of type BINARY, got a label map")
     sources = _sources(series)
     slices = _slices_of(sources, shape, affine)
     try:
@@ -101,7 +148,14 @@ def read_dicom_seg(
     label = np.zeros(tuple(shape), np.uint16)
     for k, frame in zip(slices, by_source, strict=True):
         label[:, :, k] = np.array(values, np.uint16)[frame].T
-    return label, {_value(d): str(d.segment_label) for d in described}
+    return label, {_value(d): _segment(d) for d in described}
+
+
+def _sop_class(path: Path) -> UID | None:
+    try:
+        return dcmread(path, specific_tags=["SOPClassUID"], stop_before_pixels=True).SOPClassUID
+    except (InvalidDicomError, OSError, AttributeError):
+        return None
 
 
 def _sources(series: Path) -> list[Dataset]:
@@ -146,17 +200,37 @@ def _corner(source: Dataset, column: int, row: int) -> np.ndarray:
     return np.array(source.ImagePositionPatient, float) + column * column_mm * along_row + row * row_mm * along_column
 
 
-def _description(number: int, value: int, name: str) -> hd.seg.SegmentDescription:
-    return hd.seg.SegmentDescription(
+def _description(number: int, value: int, segment: Segment, identity: Identity) -> hd.seg.SegmentDescription:
+    description = hd.seg.SegmentDescription(
         segment_number=number,
-        segment_label=name[:64],
+        segment_label=_text(segment.name) or f"label {value}",
         segmented_property_category=ANATOMY,
-        segmented_property_type=_code(name),
+        segmented_property_type=Code(*segment.code) if segment.code else _code(segment.name),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.SEMIAUTOMATIC,
         algorithm_identification=AlgorithmIdentificationSequence("IMIS-Net", LEARNT, __version__),
         tracking_id=f"value {value}",
-        tracking_uid=hd.UID(),
+        tracking_uid=identity.uid(f"segment {value}"),
     )
+    if segment.rgb:
+        lab = rgb2lab(np.array(segment.rgb) / 255)
+        description.RecommendedDisplayCIELabValue = list(hd.color.CIELabColor(*lab).value)
+    return description
+
+
+def _text(name: str) -> str:
+    """What DICOM can hold of it: a backslash would part two values there."""
+    return "".join(c for c in name.replace("\\", "/") if c.isprintable()).strip()[:64]
+
+
+def _segment(description: hd.seg.SegmentDescription) -> Segment:
+    code, lab = description.segmented_property_type, description.get("RecommendedDisplayCIELabValue")
+    rgb = None
+    if lab:
+        shares = np.array([int(v) for v in lab]) / 0xFFFF
+        red, green, blue = np.rint(255 * lab2rgb(shares * [100, 255, 255] - [0, 128, 128])).astype(int).tolist()
+        rgb = (red, green, blue)
+    name = str(description.segment_label) or f"segment {description.segment_number}"
+    return Segment(name, rgb, (code.value, code.scheme_designator, code.meaning))
 
 
 def _code(name: str) -> Code:

@@ -97,6 +97,7 @@ def test_a_changed_label_has_another_fingerprint(store: LocalDatastore, tmp_path
         ({"label_info": [{"name": "liver", "idx": 7}]}, {}),
         ({}, {}),
         ({"label_info": [None, {"idx": 1}]}, {}),
+        ({"label_info": 5, "params": "liver"}, {}),
     ],
 )
 def test_names_by_index_in_order_or_not_at_all(info: dict, names: dict) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from lib import label_store
 from lib.label_store import LabelStore
-from lib.versioned_datastore import INDEX, VersionedLocalDatastore, in_order
+from lib.versioned_datastore import INDEX, VersionedLocalDatastore
 
 
 @pytest.fixture
@@ -97,12 +97,3 @@ def test_a_removed_label_stays_removed_and_can_be_had_back(studies: Path, tmp_pa
     assert removal.facts["is_removed"]
     again.show(saved)
     assert shown(again) == 1
-
-
-def test_segments_are_named_by_value_and_not_by_place() -> None:
-    """Breaks if a spleen that is drawn alone and listed second is stored as the liver."""
-    entries = [{"name": "liver", "idx": 1}, {"name": "spleen", "idx": 2}]
-    assert [e["name"] for e in in_order(entries, [2])] == ["spleen"]
-    assert [e["name"] for e in in_order(entries[::-1], [1, 2])] == ["liver", "spleen"]
-    assert [e["name"] for e in in_order(entries, [2, 7])] == ["spleen", "segment 7"]
-    assert [e["name"] for e in in_order([{"name": "liver"}], [3])] == ["liver"]
