@@ -5,10 +5,13 @@ Format: http://teem.sourceforge.net/nrrd/format.html
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
+import operator
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import nrrd
@@ -89,9 +92,8 @@ def write_mask_nrrd(path: Path, mask: np.ndarray, volume: Volume, compress_level
     expected = volume.array.shape[:3]
     if mask.shape != expected or mask.dtype not in (np.uint8, np.bool_):
         raise ImageError(f"mask: expected uint8 {list(expected)}, got {mask.dtype} {list(mask.shape)}")
-    raw = mask.astype(np.uint8, copy=False).tobytes(order="F")
-    if compress_level:
-        raw = _gzipped(raw, expected[0] * expected[1], compress_level)
+    voxels = mask.astype(np.uint8, copy=False).ravel(order="F")  # no copy of a mask that lies as its file does
+    raw = _gzipped(voxels, expected[0] * expected[1], compress_level) if compress_level else voxels.tobytes()
     lps = np.diag([-1.0, -1.0, 1.0]) @ volume.affine[:3]
     lines = (
         "NRRD0004",
@@ -108,19 +110,30 @@ def write_mask_nrrd(path: Path, mask: np.ndarray, volume: Volume, compress_level
     write_atomically(path, "\n".join(lines).encode() + b"\n\n" + raw)
 
 
-def _gzipped(raw: bytes, chunk_bytes: int, level: int) -> bytes:
-    """One gzip member. Slices without a voxel, which are most of a mask, are packed once for all."""
-    blank = bytes(chunk_bytes)
-    packed_blank = _deflated(blank, level)
+def _gzipped(voxels: np.ndarray, chunk: int, level: int) -> bytes:
+    """uint8 [N] as one gzip member. Slices without a voxel, which are most of a mask, are packed once for all."""
+    blank = bytes(chunk)
+    packed_blank, crc_after_blank = _deflated(blank, level), _crc_after(blank)
     pieces, crc = [_GZIP_HEAD], 0
-    for start in range(0, len(raw), chunk_bytes):
-        chunk = raw[start : start + chunk_bytes]
-        pieces.append(packed_blank if chunk == blank else _deflated(chunk, level))
-        crc = zlib.crc32(chunk, crc)
-    return b"".join([*pieces, _DEFLATE_END, struct.pack("<II", crc, len(raw) & 0xFFFFFFFF)])
+    for start in range(0, len(voxels), chunk):
+        part = voxels[start : start + chunk]
+        if part.any():
+            pieces.append(_deflated(part.data, level))
+            crc = zlib.crc32(part.data, crc)
+        else:
+            pieces.append(packed_blank)
+            crc = crc_after_blank(crc)
+    return b"".join([*pieces, _DEFLATE_END, struct.pack("<II", crc, len(voxels) & 0xFFFFFFFF)])
 
 
-def _deflated(chunk: bytes, level: int) -> bytes:
+def _crc_after(chunk: bytes) -> Callable[[int], int]:
+    """``zlib.crc32(chunk, crc)`` of any ``crc`` from that of each of its 32 bits: CRC-32 is affine over them."""
+    of_none = zlib.crc32(chunk)
+    of_bit = [zlib.crc32(chunk, 1 << bit) ^ of_none for bit in range(32)]
+    return lambda crc: functools.reduce(operator.xor, (of_bit[b] for b in range(32) if crc >> b & 1), of_none)
+
+
+def _deflated(chunk: bytes | memoryview, level: int) -> bytes:
     """Whole blocks that look back at nothing before them, so that they may stand anywhere in a stream."""
     packer = zlib.compressobj(level, wbits=-15)
     return packer.compress(chunk) + packer.flush(zlib.Z_FULL_FLUSH)
