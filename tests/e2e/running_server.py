@@ -41,8 +41,9 @@ def free_port() -> int:
 def running_server(
     folder: Path, studies: Path | str, *arguments: str, app: Path = APP, ready: str = "/readyz", **environment: str
 ) -> Iterator[RunningServer]:
-    """MONAI Label's own command with this project's app, stopped at the end."""
-    port, log = free_port(), folder / "server.log"
+    """MONAI Label's own command with this project's app, stopped at the end; its temporary files in ``folder/tmp``."""
+    port, log, temporary = free_port(), folder / "server.log", folder / "tmp"
+    temporary.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app), "--studies", str(studies)]
     with log.open("a") as output:
         process = subprocess.Popen(
@@ -53,6 +54,7 @@ def running_server(
             env={
                 **os.environ,
                 "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+                "TMPDIR": str(temporary),
                 "MONAI_LABEL_SESSION_PATH": str(folder / "sessions"),
                 "MONAI_LABEL_DICOMWEB_CACHE_PATH": str(folder / "dicom"),
                 **environment,

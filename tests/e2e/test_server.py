@@ -263,6 +263,28 @@ def test_the_stock_endpoints_findings_are_4xx_too(server: Server) -> None:
     assert requests.post(f"{server.url}/activelearning/crystal_ball", json={}, timeout=30).status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "part", "status"),
+    [
+        ("POST", "infer/imis", "file", 422),
+        ("PUT", "datastore/label?image=nobody", "label", 404),
+        ("PUT", f"datastore/label?image={CT}", "label", 422),
+        ("PUT", "session/", "files", 422),
+    ],
+)
+def test_nothing_of_a_refused_upload_stays(server: Server, method: str, path: str, part: str, status: int) -> None:
+    """Breaks if what cannot be used fills the disk for good: after an error nobody does what was left for later."""
+    temporary = server.log.parent / "tmp"
+    before = _tree(temporary)
+    files = [(part, ("first.nii.gz", b"no image"))]
+    if part == "files":
+        files.append((part, ("a\x07name", b"no image")))
+    data = {"params": json.dumps({"foreground": [[1, 1, 0]]})}
+    answer = requests.request(method, f"{server.url}/{path}", data=data, files=files, timeout=60)
+    assert answer.status_code == status, answer.text
+    assert _tree(temporary) == before
+
+
 @pytest.mark.parametrize("name", ["scan.nii.gz", "CT_small.dcm"])
 def test_an_upload_is_segmented_without_being_kept(server: Server, name: str) -> None:
     """Breaks when a file sent with the click is not read in its format, or stays in the studies."""

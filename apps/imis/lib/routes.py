@@ -39,7 +39,7 @@ from lib.names import checked_name
 from lib.params import json_object
 from lib.pool import PoolFull, Superseded
 from lib.uploads import Refused, Unreachable
-from lib.work import in_pool, user_of
+from lib.work import in_pool, tidied, user_of
 
 if TYPE_CHECKING:
     from main import ImisApp
@@ -127,8 +127,9 @@ def _infer_endpoint(app: Callable[[], ImisApp]) -> Callable[..., Coroutine[objec
                 return _dicom_seg(app(), {**request, "model": model, "image": image})
             # After the caller's keys, so that none of them can choose a file. A Path is one that this server wrote.
             request["model"], request["session_id"] = model, session_id
-            request["image"] = _image(app(), image, session_id, file, background_tasks)
-            return stock.send_response(app().datastore(), app().infer(request), output, background_tasks)
+            with tidied(background_tasks):
+                request["image"] = _image(app(), image, session_id, file, background_tasks)
+                return stock.send_response(app().datastore(), app().infer(request), output, background_tasks)
 
         # Only a user who is told from others can be taken for the one who clicked before.
         key = (user, model, image, session_id, str(request.get("label"))) if user else None

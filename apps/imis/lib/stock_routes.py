@@ -7,14 +7,13 @@ thread pool.
 
 from __future__ import annotations
 
-import errno
 import functools
 import inspect
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from anyio import to_thread
-from fastapi import HTTPException, Request, Response
+from fastapi import BackgroundTasks, HTTPException, Request, Response
 from fastapi.routing import APIRoute
 from monailabel.config import settings
 from monailabel.endpoints import (
@@ -30,7 +29,12 @@ from monailabel.endpoints import (
     session,
     train,
 )
+from monailabel.utils.others.generic import get_basename
+from starlette.datastructures import UploadFile
 from starlette.routing import BaseRoute
+
+from lib.names import checked_name
+from lib.work import tidied
 
 _MODULES = (info, model, batch_infer, train, activelearning, scoring, datastore, logs, ohif, session)
 _OURS_ALONE = (b"authorization", b"cookie", b"host", b"content-length", b"origin", b"referer")
@@ -60,17 +64,23 @@ def in_thread(endpoint: Callable[..., Coroutine[Any, Any, object]]) -> Callable[
         return endpoint
 
     def plain(*args: object, **kwargs: object) -> object:
-        try:
+        _check_uploads(kwargs.values())
+        tasks = next((value for value in kwargs.values() if isinstance(value, BackgroundTasks)), None)
+        with tidied(tasks):
             return _driven(endpoint(*args, **kwargs))
-        except OSError as error:
-            if error.errno == errno.ENAMETOOLONG:  # an uploaded file's, which becomes a file's here
-                raise HTTPException(422, "file name: too long") from error
-            raise
 
     functools.update_wrapper(plain, endpoint)
     delattr(plain, "__wrapped__")  # or FastAPI would find the coroutine function again
     plain.__signature__ = inspect.signature(endpoint, eval_str=True)  # type: ignore[attr-defined]
     return plain
+
+
+def _check_uploads(values: Iterable[object]) -> None:
+    """The name of an uploaded file becomes a file's here, some before the call knows how to remove it again."""
+    for value in values:
+        for upload in value if isinstance(value, list) else [value]:
+            if isinstance(upload, UploadFile) and upload.filename:
+                checked_name("file name", get_basename(upload.filename))
 
 
 def _driven(coroutine: Coroutine[Any, Any, object]) -> object:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from fastapi import Request
+from fastapi import BackgroundTasks, Request
 
 from lib.pool import PoolFull
 
@@ -35,3 +36,14 @@ async def in_pool(
 def user_of(request: Request, client_id: object = "") -> str:
     """Who asks: whom the credentials name; without any, what the viewer calls its user."""
     return request.scope.get("imis_user") or str(client_id or "")
+
+
+@contextmanager
+def tidied(tasks: BackgroundTasks | None) -> Iterator[None]:
+    """Does after an error what was left for after the answer, as removing an upload: FastAPI forgets it then."""
+    try:
+        yield
+    except BaseException:
+        for task in tasks.tasks if tasks else ():
+            task.func(*task.args, **task.kwargs)
+        raise
