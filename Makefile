@@ -10,7 +10,8 @@ WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv serve serve-triton e2e test lint parity review \
-	bench-serving bench-labels bench-accuracy bench-engine bench-retrain bench-triton studies
+	bench-serving bench-labels bench-accuracy bench-engine bench-retrain bench-strategies \
+	bench-triton studies
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -56,6 +57,9 @@ bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
 
 bench-retrain: venv ## retraining: 1,000 simulated schedules, and 20 slices of a set never seen (about 20 minutes)
 	@$(PYTHON) benchmarks/retrain.py $(ARGS)
+
+bench-strategies: venv ## which image to label next: Dice by number of labels, for each strategy (about an hour)
+	@$(PYTHON) benchmarks/strategies.py --data $(DATA) $(ARGS)
 
 review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
 	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)

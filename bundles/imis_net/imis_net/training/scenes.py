@@ -15,12 +15,12 @@ from scipy.spatial import cKDTree
 
 from imis_net.training.dataset import Record
 
-MIN_SIDE, MAX_SIDE = 56, 256
+MIN_SIDE, MAX_SIDE = 36, 256
 SOURCE = "scene"
 
 
 def random_scene(rng: np.random.Generator) -> Record:
-    """A square grey image of 56 to 256 pixels with at least one label map; no target has a name."""
+    """A square grey image of 36 to 256 pixels with at least one label map; no target has a name."""
     targets: tuple[tuple[np.ndarray, dict[int, str]], ...] = ()
     while not targets:  # now and then everything drawn lies outside
         side = int(np.exp(rng.uniform(np.log(MIN_SIDE), np.log(MAX_SIDE))))
