@@ -166,7 +166,7 @@ def export(network: IMISNet, folder: Path, tolerance: float = TOLERANCE) -> list
     structure = structure_of(network)
     template = _of_structure(folder.parent, structure)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
-    draft.mkdir()
+    draft.mkdir(parents=True)
     try:
         rows = []
         for graph in graphs(network.eval()):

@@ -54,7 +54,7 @@ class ClipTextEncoder(TextEncoder):
         embedded, mask = self.tower._embeds(token_ids)
         hidden = self.tower.ln_final(self.tower.transformer(embedded, attn_mask=mask))
         # The first end-of-text token; what follows it is padding, which the causal mask hides.
-        first_eot = (token_ids != EOT_ID).long().cumprod(dim=1).sum(dim=1)
+        first_eot = (token_ids == EOT_ID).long().argmax(dim=1)
         return hidden[torch.arange(len(hidden), device=hidden.device), first_eot]
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
