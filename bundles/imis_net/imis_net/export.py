@@ -109,10 +109,11 @@ def graphs(network: IMISNet) -> Iterator[Graph]:
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(False), torch.no_grad():
         maps = encoder.trunk_features(images)
+        sized = encoder.of_size(side)
         features = network.encode_image(images)
     map_names = VIT_MAPS if isinstance(encoder, ImageEncoderViT) else COMPACT_MAPS
     names = FEATURES[: len(features)]
-    yield Graph(TRUNK, _Function(encoder, encoder.trunk_features), {IMAGES: images}, map_names)
+    yield Graph(TRUNK, _Function(sized, sized.trunk_features), {IMAGES: images}, map_names)
     yield Graph(
         NECK,
         _Function(encoder, lambda *given: encoder.from_trunk(given)),

@@ -55,7 +55,7 @@ class ClipTextEncoder(TextEncoder):
         hidden = self.tower.ln_final(self.tower.transformer(embedded, attn_mask=mask))
         # The first end-of-text token; what follows it is padding, which the causal mask hides.
         first_eot = (token_ids == EOT_ID).long().argmax(dim=1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), first_eot]
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), first_eot]  # len() would fix a graph's batch
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         sentences = [TEMPLATE.format(normalised(display_name(t))) for t in texts]
