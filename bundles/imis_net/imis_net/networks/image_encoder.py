@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -68,7 +69,8 @@ class ViTTrunk(nn.Module):
         """The same for frames of ``side`` tokens, whose position tables are resized once; other weights are shared."""
         copied: dict[int, object] = {id(p): p for p in self.parameters()}
         copied[id(self.pos_embed)] = nn.Parameter(self._position(side), requires_grad=False)
-        for block in self.blocks:
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks:
             if not block.window_size:
                 for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
                     copied[id(table)] = nn.Parameter(_relative(table, 2 * side - 1), requires_grad=False)
@@ -77,6 +79,8 @@ class ViTTrunk(nn.Module):
 
 class ImageEncoderViT(ImageEncoder):
     """Trunk and neck: normalised images [B, 3, S, S] -> (embedding [B, out_dim, S/16, S/16],)."""
+
+    trunk: ViTTrunk
 
     def __init__(
         self, embed_dim: int, depth: int, num_heads: int, global_attn_indexes: tuple[int, ...], out_dim: int
