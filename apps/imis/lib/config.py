@@ -16,6 +16,7 @@ from imis_net.retraining.schedule import check_cron
 from imis_net.segmenter import DEFAULT_MODEL
 
 SEGMENTERS = ("torch", "onnxruntime", "openvino", "triton")
+ON_CPU = ("onnxruntime", "openvino")
 _HOST_KEYS = {"server_mode"}
 """Read by MONAI Label itself."""
 
@@ -119,6 +120,11 @@ def read_config(conf: Mapping[str, str]) -> Config:
     needed = {"tokens": "tokens_file", "oidc": "oidc_issuer"}.get(config.auth)
     if needed and not getattr(config, needed):
         raise ValueError(f"--conf auth {config.auth}: expected --conf {needed} as well")
+    if config.segmenter in ON_CPU and torch.device(config.device).type != "cpu":
+        raise ValueError(
+            f"--conf segmenter {config.segmenter}: runs on the CPU, but --conf device is {config.device!r}; expected "
+            f"device cpu, or on a GPU segmenter torch, or triton with engines of TensorRT"
+        )
     return config
 
 

@@ -8,7 +8,7 @@ from imis_net.adapters.graph_runtimes import Build
 from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.adapters.triton import TritonSegmenter
 from imis_net.segmenter import Segmenter, TorchSegmenter, load_segmenter
-from lib.config import Config
+from lib.config import ON_CPU, Config
 
 
 def build_segmenter(config: Config, weights: Path | None, graphs: Path) -> Segmenter:
@@ -31,6 +31,6 @@ def build_segmenter(config: Config, weights: Path | None, graphs: Path) -> Segme
 def local_segmenter(config: Config, weights: Path | None, graphs: Path) -> TorchSegmenter:
     """What answers in this process; see ``build_segmenter``."""
     local = load_segmenter(config.model, weights or config.weights, config.device, **config.architecture)
-    if config.segmenter in ("onnxruntime", "openvino"):
+    if config.segmenter in ON_CPU:
         return GraphSegmenter(local, graphs / local.weights_digest, Build(config.segmenter), config.threads)
     return local

@@ -109,10 +109,11 @@ def graphs(network: IMISNet) -> Iterator[Graph]:
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(False), torch.no_grad():
         maps = encoder.trunk_features(images)
+        sized = encoder.of_size(side)
         features = network.encode_image(images)
     map_names = VIT_MAPS if isinstance(encoder, ImageEncoderViT) else COMPACT_MAPS
     names = FEATURES[: len(features)]
-    yield Graph(TRUNK, _Function(encoder, encoder.trunk_features), {IMAGES: images}, map_names)
+    yield Graph(TRUNK, _Function(sized, sized.trunk_features), {IMAGES: images}, map_names)
     yield Graph(
         NECK,
         _Function(encoder, lambda *given: encoder.from_trunk(given)),
@@ -166,7 +167,7 @@ def export(network: IMISNet, folder: Path, tolerance: float = TOLERANCE) -> list
     structure = structure_of(network)
     template = _of_structure(folder.parent, structure)
     draft = folder.with_name(f".{folder.name}.{os.getpid()}.{threading.get_ident()}")
-    draft.mkdir()
+    draft.mkdir(parents=True)
     try:
         rows = []
         for graph in graphs(network.eval()):

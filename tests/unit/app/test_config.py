@@ -77,6 +77,14 @@ def test_a_bad_value_is_named_with_what_is_accepted(key: str, value: str, messag
     assert f"--conf {key}" in str(error.value)
 
 
+def test_graphs_of_the_cpu_are_not_asked_to_run_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Breaks if a server with both starts, and dies of a device mismatch while it exports."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert read_config({"device": "cuda"}).device == "cuda"
+    with pytest.raises(ValueError, match=r"--conf segmenter onnxruntime: runs on the CPU, .* 'cuda'"):
+        read_config({"device": "cuda", "segmenter": "onnxruntime"})
+
+
 @pytest.mark.parametrize(
     ("conf", "message"),
     [

@@ -25,3 +25,7 @@ class ImageEncoder(nn.Module):
     def from_trunk(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The neck: ``trunk_features``' maps -> what ``forward`` returns."""
         raise NotImplementedError
+
+    def of_size(self, image_size: int) -> ImageEncoder:
+        """The same function of frames of one size, with what follows from that size alone worked out before."""
+        return self

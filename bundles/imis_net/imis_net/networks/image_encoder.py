@@ -7,6 +7,8 @@ is IMIS-Net's. The weights are those of 1024 px whatever the frame: position tab
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -57,15 +59,28 @@ class ViTTrunk(nn.Module):
         return x
 
     def _position(self, side: int) -> Tensor:
-        if side == PRETRAINED_SIDE:
+        if side == self.pos_embed.shape[1]:
             return self.pos_embed
         table: Tensor = rearrange(self.pos_embed, "1 h w c -> 1 c h w")
         table = F.interpolate(table, size=(side, side), mode="bicubic", antialias=True, align_corners=False)
         return rearrange(table, "1 c h w -> 1 h w c")
 
+    def of_side(self, side: int) -> ViTTrunk:
+        """The same for frames of ``side`` tokens, whose position tables are resized once; other weights are shared."""
+        copied: dict[int, object] = {id(p): p for p in self.parameters()}
+        copied[id(self.pos_embed)] = nn.Parameter(self._position(side), requires_grad=False)
+        blocks: list[Any] = list(self.blocks)
+        for block in blocks:
+            if not block.window_size:
+                for table in (block.attn.rel_pos_h, block.attn.rel_pos_w):
+                    copied[id(table)] = nn.Parameter(_relative(table, 2 * side - 1), requires_grad=False)
+        return deepcopy(self, copied)
+
 
 class ImageEncoderViT(ImageEncoder):
     """Trunk and neck: normalised images [B, 3, S, S] -> (embedding [B, out_dim, S/16, S/16],)."""
+
+    trunk: ViTTrunk
 
     def __init__(
         self, embed_dim: int, depth: int, num_heads: int, global_attn_indexes: tuple[int, ...], out_dim: int
@@ -85,6 +100,17 @@ class ImageEncoderViT(ImageEncoder):
 
     def from_trunk(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (self.neck(maps[0]),)
+
+    def of_size(self, image_size: int) -> ImageEncoderViT:
+        trunk = self.trunk.of_side(image_size // PATCH_PX)
+        copied: dict[int, object] = {id(self.trunk): trunk, id(self.neck): self.neck}
+        return deepcopy(self, copied)
+
+
+def _relative(table: Tensor, length: int) -> Tensor:
+    """[L, D] -> [length, D], as Segment Anything resizes it."""
+    resized = F.interpolate(rearrange(table, "l d -> 1 d l"), size=length, mode="linear")
+    return rearrange(resized, "1 d l -> l d")
 
 
 def _block(embed_dim: int, num_heads: int, window_size: int) -> Block:

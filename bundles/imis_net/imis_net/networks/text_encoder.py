@@ -54,8 +54,8 @@ class ClipTextEncoder(TextEncoder):
         embedded, mask = self.tower._embeds(token_ids)
         hidden = self.tower.ln_final(self.tower.transformer(embedded, attn_mask=mask))
         # The first end-of-text token; what follows it is padding, which the causal mask hides.
-        first_eot = (token_ids != EOT_ID).long().cumprod(dim=1).sum(dim=1)
-        return hidden[torch.arange(len(hidden), device=hidden.device), first_eot]
+        first_eot = (token_ids == EOT_ID).long().argmax(dim=1)
+        return hidden[torch.arange(hidden.shape[0], device=hidden.device), first_eot]  # len() would fix a graph's batch
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         sentences = [TEMPLATE.format(normalised(display_name(t))) for t in texts]
