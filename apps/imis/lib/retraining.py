@@ -24,6 +24,7 @@ from imis_net.errors import ImisError
 from imis_net.files import write_atomically, write_durably
 from imis_net.retraining.cycle import Labels, Outcome, RetrainingCycle
 from imis_net.retraining.run_report import render
+from imis_net.retraining.run_tracking import track
 from imis_net.retraining.tuner import Tuner
 from imis_net.segmenter import weights_path
 from imis_net.training.finetune import FineTuning, Progress
@@ -98,7 +99,8 @@ class RetrainTask(TrainTask):
         )
         cycle = RetrainingCycle(self.root, tuner.train, tuner.answers)
         outcome = cycle.run(weights_path(self.settings.model, self.settings.weights), labels)
-        cycle.keep_report(outcome, render(outcome, status.curve, _pictured(labels)))
+        report = cycle.keep_report(outcome, render(outcome, status.curve, _pictured(labels))) / "report.html"
+        track(self.root, self.settings.model, outcome, status.curve, report)
         write_durably(self.root / "seen.json", json.dumps(seen).encode())
         status.facts["images_encoded"] = tuner.num_encoded
         return outcome

@@ -10,3 +10,15 @@ def mean_interval(values: np.ndarray, rng: np.random.Generator, num_resamples: i
     picks = rng.integers(len(values), size=(num_resamples, len(values)))
     low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
     return float(low), float(high)
+
+
+def crossed_mean_interval(values: np.ndarray, rng: np.random.Generator, num_resamples: int) -> tuple[float, float]:
+    """95 % interval of the mean of ``values`` [S, N], where both the S runs and the N cases could have been others.
+
+    Source: Owen, The pigeonhole bootstrap (2007): rows and columns are resampled independently.
+    """
+    num_runs, num_cases = values.shape
+    runs = rng.integers(num_runs, size=(num_resamples, num_runs, 1))
+    cases = rng.integers(num_cases, size=(num_resamples, 1, num_cases))
+    low, high = np.percentile(values[runs, cases].mean((1, 2)), [2.5, 97.5])
+    return float(low), float(high)

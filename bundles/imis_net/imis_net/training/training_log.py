@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from imis_net.files import write_atomically
+from imis_net.mlflow_run import MlflowRun
 from imis_net.training.checkpointing import Place
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,9 @@ class TrainingLog:
         _keep_until(out_dir / "log.jsonl", place, lambda line: [json.loads(line)[k] for k in ("stage", "step")])
         self._steps = (out_dir / "steps.csv").open("a", buffering=1)
         self._writer = _tensorboard_writer(out_dir) if tensorboard else None
-        self._tracker = _Tracker(out_dir, place) if mlflow else None
+        self._tracker = MlflowRun(out_dir, EXPERIMENT, place.run_id) if mlflow else None
+        if self._tracker is not None:
+            place.run_id = self._tracker.run_id
         self._recent: deque[tuple[float, Sequence[float]]] = deque(maxlen=SHOWN_STEPS)
         self._since_validation: list[tuple[float, float]] = []
         self._bar: tqdm | None = None
@@ -105,34 +107,6 @@ class TrainingLog:
     def _shown(self) -> str:
         dices = " ".join(f"{d:.2f}" for d in self._by_round().values())
         return f"loss {self._mean_loss():.3f}, dice by round {dices}"
-
-
-class _Tracker:
-    """MLflow in ``mlflow.db``; a resumed training goes on in the same run."""
-
-    def __init__(self, out_dir: Path, place: Place) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # patients' data stays here, and so does the habit
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric
-
-        self._metric = Metric
-        self._client = MlflowClient(f"sqlite:///{out_dir / 'mlflow.db'}")
-        known = self._client.get_experiment_by_name(EXPERIMENT)
-        place.run_id = place.run_id or self._new_run(out_dir, known.experiment_id if known else None)
-        self._run_id = place.run_id
-
-    def _new_run(self, out_dir: Path, experiment: str | None) -> str:
-        if experiment is None:
-            experiment = self._client.create_experiment(EXPERIMENT, (out_dir / "mlflow_artifacts").resolve().as_uri())
-        run_id: str = self._client.create_run(experiment).info.run_id
-        return run_id
-
-    def log(self, total: int, values: dict[str, float]) -> None:
-        now = int(1000 * time.time())
-        self._client.log_batch(self._run_id, [self._metric(k, v, now, total) for k, v in values.items()])
-
-    def close(self, finished: bool) -> None:
-        self._client.set_terminated(self._run_id, "FINISHED" if finished else "FAILED")
 
 
 def _tensorboard_writer(out_dir: Path) -> Any:
