@@ -7,7 +7,7 @@ import pytest
 
 from imis_net.errors import DatasetError
 from imis_net.evaluation.harness import Score
-from imis_net.retraining.gate import judge
+from imis_net.retraining.gate import NUM_WORST, judge
 
 
 def score(case: int, dice: float, label: str = "liver", modality: str = "CT", strategy: str = "box") -> Score:
@@ -76,3 +76,15 @@ def test_random_worse_candidates_never_pass():
     """Breaks if chance lets a model through that is worse by twice the margin: 200 candidates, none may."""
     before = answers(30)
     assert not any(judge(before, moved(before, -0.03, 0.02, seed)).passes for seed in range(200))
+
+
+def test_the_worst_cases_are_what_the_candidate_answers_worst():
+    """Breaks if the report shows other targets than those to look at, or a mean that leaves a prompt out."""
+    before = [score(i, 0.8, strategy=s) for i in range(20) for s in ("box", "click")]
+    after = [replace(s, dice=0.4 if s.strategy == "click" else 0.6) if s.case == "case7" else s for s in before]
+    verdict = judge(before, after)
+    first, second, *_ = verdict.worst
+    assert (first.case, first.label) == ("case7", "liver")
+    assert (first.production, first.candidate) == pytest.approx((0.8, 0.5))
+    assert second.candidate == pytest.approx(0.8)
+    assert len(verdict.worst) == NUM_WORST

@@ -8,6 +8,7 @@ from imis_net.checkpoint import save_weights
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.networks.build import imis_net_compact
 from imis_net.retraining.cycle import Outcome
+from imis_net.retraining.gate import TargetVerdict, Verdict
 from imis_net.retraining.label_checks import Finding
 from imis_net.retraining.run_report import render
 from imis_net.retraining.tuner import Tuner
@@ -84,3 +85,13 @@ def test_the_report_shows_what_was_set_aside_and_hides_no_markup():
     assert "<script>" not in page
     assert page.count("<figure>") == 2
     assert page.count("<img") == 2  # the curve and the one picture
+
+
+def test_the_report_shows_the_worst_cases():
+    """Breaks if a case has no picture or no Dice before and after, or one whose label is gone ends the report."""
+    worst = (TargetVerdict("case 1", 0, "liver", 0.75, 0.25), TargetVerdict("case 2", 0, "", 0.5, 0.375))
+    outcome = Outcome("kept", "may be worse", verdict=Verdict(False, "may be worse", (), worst))
+    page = render(outcome, [], {"case 1": record("1")})
+    assert "case 1: liver: 0.750 before, 0.250 by the candidate" in page
+    assert "case 2: no name: 0.500 before, 0.375" in page
+    assert page.count("<img") == 1

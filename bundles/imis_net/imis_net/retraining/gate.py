@@ -8,7 +8,7 @@ Source: non-inferiority testing as in clinical trials (CONSORT extension, doi 10
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +23,9 @@ MARGIN_DICE = 0.01
 NUM_RESAMPLES = 2000
 GATE_STRATEGIES = (("click", 3), ("box", 3), ("text", 3))
 """First prompts, each followed by corrective rounds."""
+
+NUM_WORST = 12
+"""Targets that the report shows."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +52,24 @@ class GroupVerdict:
 
 
 @dataclass(frozen=True)
+class TargetVerdict:
+    """One reference target, the ``target``-th of its case: mean Dice over all prompts, before and after."""
+
+    case: str
+    target: int
+    label: str
+    production: float
+    candidate: float
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """The gate's answer; ``reason`` is one sentence for people."""
+    """The gate's answer; ``reason`` is one sentence for people, ``worst`` what the candidate answers worst."""
 
     passes: bool
     reason: str
     groups: tuple[GroupVerdict, ...]
+    worst: tuple[TargetVerdict, ...] = ()
 
 
 def answers(segmenter: Segmenter, records: Sequence[Record], seed: int = 0) -> list[Score]:
@@ -77,15 +92,16 @@ def judge(production: Sequence[Score], candidate: Sequence[Score], seed: int = 0
     groups = tuple(
         _verdict(group, [(before[k], after[k]) for k in keys], seed) for group, keys in _groups(before).items()
     )
+    targets = _worst(before, after)
     failing = [g for g in groups if not g.passes]
     if not failing:
-        return Verdict(True, f"not inferior on any of {len(groups)} groups", groups)
+        return Verdict(True, f"not inferior on any of {len(groups)} groups", groups, targets)
     worst = min(failing, key=lambda g: g.low)
     reason = (
         f"may be worse on {len(failing)} of {len(groups)} groups, most on {worst.group}: {worst.production:.3f} to "
         f"{worst.candidate:.3f}, difference at least {worst.low:+.3f}, allowed {-MARGIN_DICE:+.3f}"
     )
-    return Verdict(False, reason, groups)
+    return Verdict(False, reason, groups, targets)
 
 
 Key = tuple[str, int, str, str, str]
@@ -107,6 +123,16 @@ def _groups(keys: Iterable[Key]) -> dict[str, list[Key]]:
         for group in ("all", f"strategy:{strategy}", f"modality:{modality}", f"label:{label}"):
             groups[group].append(key)
     return groups
+
+
+def _worst(before: Mapping[Key, float], after: Mapping[Key, float]) -> tuple[TargetVerdict, ...]:
+    keys: dict[tuple[str, int, str], list[Key]] = defaultdict(list)
+    for key in before:
+        case, target, _, _, label = key
+        keys[case, target, label].append(key)
+    means = {of: [float(np.mean([dices[k] for k in some])) for dices in (before, after)] for of, some in keys.items()}
+    chosen = sorted(means, key=lambda of: means[of][1])[:NUM_WORST]
+    return tuple(TargetVerdict(*of, *means[of]) for of in chosen)
 
 
 def _verdict(group: str, pairs: Sequence[Pair], seed: int) -> GroupVerdict:

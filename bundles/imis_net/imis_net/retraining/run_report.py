@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 
 from imis_net.overlay import draw_overlay
 from imis_net.retraining.cycle import Outcome
-from imis_net.retraining.gate import MARGIN_DICE, GroupVerdict
+from imis_net.retraining.gate import MARGIN_DICE, GroupVerdict, TargetVerdict
 from imis_net.training.dataset import Record
 from imis_net.training.finetune import Progress
 
@@ -27,17 +27,18 @@ _PAGE = """<!doctype html><meta charset=utf-8><title>Retraining: {state}</title>
 <style>body{{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse}}td,th{{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:left}}
 .bad{{color:#b00020}}figure{{display:inline-block;margin:.5rem;max-width:16rem;vertical-align:top}}</style>
-<h1>Retraining: {state}</h1><p>{reason}</p>{facts}{curve}{groups}{quarantine}"""
+<h1>Retraining: {state}</h1><p>{reason}</p>{facts}{curve}{groups}{worst}{quarantine}"""
 
 
 def render(outcome: Outcome, progress: Sequence[Progress], pictured: Mapping[str, Record]) -> str:
-    """A page that needs no other file; ``pictured`` has the records of quarantined cases by name."""
+    """A page that needs no other file; ``pictured`` has the records of the cases to show, by name."""
     return _PAGE.format(
         state=html.escape(outcome.state),
         reason=html.escape(outcome.reason),
         facts=_facts(outcome),
         curve=_curve(progress),
         groups=_groups(outcome),
+        worst=_worst(outcome, pictured),
         quarantine=_quarantine(outcome, pictured),
     )
 
@@ -85,23 +86,46 @@ def _group(g: GroupVerdict) -> str:
     return f"<tr{look}>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells)
 
 
+def _worst(outcome: Outcome, pictured: Mapping[str, Record]) -> str:
+    if outcome.verdict is None or not outcome.verdict.worst:
+        return ""
+    figures = [_figure(_target_picture(pictured.get(t.case), t), _about(t)) for t in outcome.verdict.worst]
+    note = "Reference targets that the candidate answers worst, as people labelled them; mean Dice over all prompts."
+    return f"<h2>Worst cases</h2><p>{note}</p>{''.join(figures)}"
+
+
+def _about(t: TargetVerdict) -> str:
+    return f"{t.case}: {t.label or 'no name'}: {t.production:.3f} before, {t.candidate:.3f} by the candidate"
+
+
+def _target_picture(record: Record | None, target: TargetVerdict) -> bytes:
+    """b"" where the label is gone, or has other targets by now."""
+    masks = [] if record is None else [mask for _, mask in record.masks()]
+    return b"" if record is None or target.target >= len(masks) else _picture(record.image, masks[target.target])
+
+
 def _quarantine(outcome: Outcome, pictured: Mapping[str, Record]) -> str:
     if not outcome.findings:
         return ""
     figures = []
     for number, finding in enumerate(outcome.findings):
         record = pictured.get(finding.case) if number < MAX_NUM_PICTURES else None
-        picture = _image(label_picture(record)) if record is not None else ""
-        text = html.escape(f"{finding.case}: {finding.rule}: {finding.reason}")
-        figures.append(f"<figure>{picture}<figcaption>{text}</figcaption></figure>")
+        picture = b"" if record is None else label_picture(record)
+        figures.append(_figure(picture, f"{finding.case}: {finding.rule}: {finding.reason}"))
     return f"<h2>Labels set aside ({len(outcome.findings)})</h2>{''.join(figures)}"
+
+
+def _figure(png: bytes, about: str) -> str:
+    return f"<figure>{_image(png) if png else ''}<figcaption>{html.escape(about)}</figcaption></figure>"
 
 
 def label_picture(record: Record) -> bytes:
     """The slice with its label as a small PNG; the slice alone where the label has another size."""
-    label = record.targets[0][0] > 0
-    fits = label.shape == record.image.shape[:2]
-    picture = Image.fromarray(draw_overlay(record.image, label if fits else None))
+    return _picture(record.image, record.targets[0][0] > 0)
+
+
+def _picture(image: np.ndarray, mask: np.ndarray) -> bytes:
+    picture = Image.fromarray(draw_overlay(image, mask if mask.shape == image.shape[:2] else None))
     picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     file = io.BytesIO()
     picture.save(file, "PNG")
