@@ -100,9 +100,9 @@ class RetrainTask(TrainTask):
         cycle = RetrainingCycle(self.root, tuner.train, tuner.answers)
         outcome = cycle.run(weights_path(self.settings.model, self.settings.weights), labels)
         report = cycle.keep_report(outcome, render(outcome, status.curve, _pictured(labels))) / "report.html"
-        track(self.root, self.settings.model, outcome, status.curve, report)
         write_durably(self.root / "seen.json", json.dumps(seen).encode())
         status.facts["images_encoded"] = tuner.num_encoded
+        track(self.root, self.settings.model, outcome, status.curve, report)
         return outcome
 
     def _learns_neck(self, request: Mapping[str, Any]) -> bool:
