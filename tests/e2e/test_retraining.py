@@ -14,6 +14,7 @@ import pytest
 import requests
 import SimpleITK as sitk
 import torch
+from mlflow import MlflowClient
 from PIL import Image
 from requests_toolbelt.multipart.decoder import BodyPart, MultipartDecoder
 from running_server import ROOT, RunningServer, running_server
@@ -197,6 +198,10 @@ def test_it_learns_from_labels_and_cannot_be_made_worse(server: RunningServer, t
     assert annotator.work(reference[0])[1] == better[0][1]
     page = requests.get(f"{server.url}/imis/models/reports/latest", timeout=60).text
     assert "no pixel is labelled" in page
+    assert "Worst cases" in page
+    (database,) = tmp_path.rglob("mlflow.db")
+    models = MlflowClient(f"sqlite:///{database}").search_model_versions("name='imis_net_compact'")
+    assert served in [model.tags["digest"] for model in models]
 
     start = time.monotonic()
     back = requests.post(f"{server.url}/imis/models/rollback", timeout=60).json()
