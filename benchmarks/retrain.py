@@ -24,10 +24,10 @@ from simulated_schedules import simulate
 
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.bootstrap import mean_interval
-from imis_net.evaluation.harness import evaluate
+from imis_net.evaluation.harness import record_dices
 from imis_net.retraining.tuner import Tuner
-from imis_net.segmenter import Segmenter, load_segmenter, weights_path
-from imis_net.training.dataset import Record, read_index
+from imis_net.segmenter import load_segmenter, weights_path
+from imis_net.training.dataset import read_index
 from imis_net.training.finetune import FineTuning
 
 MODEL = "imis_net_compact"
@@ -95,7 +95,7 @@ def unseen(folder: Path, data: Path, minutes: float) -> list[Claim]:
     again.train(base, training, validation, folder / "again.safetensors")
     before, after = load_segmenter(MODEL), load_segmenter(MODEL, candidate)
     decoder_only = load_segmenter(MODEL, folder / "again.safetensors")
-    one, other = _dices(before, held_out), _dices(after, held_out)
+    one, other = record_dices(before, held_out), record_dices(after, held_out)
     low, high = mean_interval(other - one, np.random.default_rng(0), 2000)
     of = f"{len(held_out)} slices of the same stack"
     beside = f"{one.mean():.3f} to {other.mean():.3f} on {of}, 95 % {low:.3f} to {high:.3f}"
@@ -151,13 +151,6 @@ def _click_s(url: str) -> float:
     )
     answer.raise_for_status()
     return time.perf_counter() - start
-
-
-def _dices(segmenter: Segmenter, records: list[Record]) -> np.ndarray:
-    """Mean over targets of each slice, by first clicks and first boxes."""
-    return np.array(
-        [np.mean([s.dice for how in ("click", "box") for s in evaluate(segmenter, [r], how)]) for r in records]
-    )
 
 
 if __name__ == "__main__":

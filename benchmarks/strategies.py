@@ -21,19 +21,15 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "bundles/imis_ne
 import numpy as np
 from claims import Claim, report
 
-from imis_net.checkpoint import load_weights
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.bootstrap import crossed_mean_interval
-from imis_net.evaluation.harness import evaluate
-from imis_net.networks.build import BUILDERS
+from imis_net.evaluation.harness import record_dices
 from imis_net.retraining.scoring import score_image
-from imis_net.retraining.selection import STRATEGIES, ImageScore, choose
-from imis_net.retraining.trunk_store import TrunkStore
+from imis_net.retraining.selection import NEED_SCORES, STRATEGIES, ImageScore, choose
 from imis_net.retraining.tuner import Tuner
 from imis_net.segmenter import weights_path
 from imis_net.training.dataset import Record, read_index
 from imis_net.training.finetune import FineTuning
-from imis_net.training.trunk_features import TrunkFedSegmenter
 
 MODEL, SIDE, LEARNING_RATE = "imis_net_compact", 256, 1e-3
 """Half the served side and a quick rate: it is the order of the curves that counts, not their height."""
@@ -41,7 +37,6 @@ STACKS = {"ISBI": 1, "nilearn": 4, "lung2": 1, "nuclei3d": 1}
 """Part of a stack's name, and the step between its slices: each of one subject that training left out."""
 NUM_HELD_OUT = 4
 """Slices of each stack that score; taken from its last quarter, away from those that can be labelled."""
-NEED_SCORES = ("uncertain", "diverse", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -56,7 +51,7 @@ class Model:
 
     def __init__(self, folder: Path, num_steps: int) -> None:
         self.folder, self.num_steps = folder, num_steps
-        self.disk = EmbeddingDisk(folder / "trunk", 10**10)
+        self.tuner = Tuner(MODEL, EmbeddingDisk(folder / "trunk", 10**10), architecture={"image_size": SIDE})
         self.start = weights_path(MODEL)
         self._scores: dict[tuple[Path, str], ImageScore] = {}
 
@@ -68,30 +63,19 @@ class Model:
             validate_every=max(1, self.num_steps // 2),
             seed=seed,
         )
-        Tuner(MODEL, self.disk, settings, {"image_size": SIDE}).train(
-            self.start, labelled, validation, self.folder / name
-        )
+        replace(self.tuner, settings=settings).train(self.start, labelled, validation, self.folder / name)
         return self.folder / name
 
     def dices(self, weights: Path, records: Sequence[Record]) -> np.ndarray:
-        """Mean over targets of each record, by first clicks and first boxes: [R]."""
-        segmenter = self._segmenter(weights)
-        return np.array(
-            [np.mean([s.dice for how in ("click", "box") for s in evaluate(segmenter, [r], how)]) for r in records]
-        )
+        return record_dices(self.tuner.segmenter(weights), records)
 
     def scores(self, weights: Path, pool: Mapping[str, Record]) -> dict[str, ImageScore]:
-        segmenter = self._segmenter(weights)
+        segmenter = self.tuner.segmenter(weights)
         for name, record in pool.items():
             if (weights, name) not in self._scores:
                 embedding = segmenter.encode_image(record.image)
                 self._scores[weights, name] = score_image(segmenter, embedding, segmenter.known_texts or ())
         return {name: self._scores[weights, name] for name in pool}
-
-    def _segmenter(self, weights: Path) -> TrunkFedSegmenter:
-        network = BUILDERS[MODEL](image_size=SIDE)
-        load_weights(network, weights)
-        return TrunkFedSegmenter(network.eval(), TrunkStore(network, self.disk))
 
 
 def main() -> int:

@@ -86,6 +86,11 @@ def running_orthanc(folder: Path) -> Iterator[subprocess.Popen]:
         process.wait(30)
 
 
+def store(content: bytes) -> None:
+    """Put a DICOM file into Orthanc."""
+    requests.post(f"{ORTHANC}/instances", data=content, timeout=30).raise_for_status()
+
+
 def truth(name: str) -> np.ndarray:
     """Where an organ of the phantom is, bool [I, J, K]."""
     i, j, k = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]

@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import CHROMIUM, FLAGS
-from local_pacs import CENTRES, ORTHANC, SHAPE, loopback_up, running_orthanc, truth, write_series
+from local_pacs import CENTRES, ORTHANC, SHAPE, loopback_up, running_orthanc, store, truth, write_series
 from running_server import running_server
 
 
@@ -25,7 +25,7 @@ def main(folder: Path) -> None:
     study, series = write_series(folder / "series")
     with running_orthanc(folder):
         for file in sorted((folder / "series").iterdir()):
-            requests.post(f"{ORTHANC}/instances", data=file.read_bytes(), timeout=30).raise_for_status()
+            store(file.read_bytes())
         state = ["--conf", "state_dir", str(folder / "state")]
         serving = running_server(folder, f"{ORTHANC}/dicom-web", *state, MONAI_LABEL_DICOMWEB_CACHE_EXPIRY="2")
         with serving as server, _page() as page:

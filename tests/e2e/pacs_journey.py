@@ -27,7 +27,7 @@ from pydicom.sr.codedict import codes
 from pydicom.uid import generate_uid
 
 sys.path.insert(0, str(Path(__file__).parent))
-from local_pacs import CENTRES, ORTHANC, SHAPE, loopback_up, running_orthanc, truth, write_series
+from local_pacs import CENTRES, ORTHANC, SHAPE, loopback_up, running_orthanc, store, truth, write_series
 from running_server import running_server
 
 LIVER, SPLEEN = 2, 7
@@ -86,7 +86,7 @@ def main(folder: Path) -> None:
     state = ["--conf", "state_dir", str(folder / "state")]
     with running_orthanc(folder) as orthanc:
         for file in sorted((folder / "series").iterdir()):
-            _store(file.read_bytes())
+            store(file.read_bytes())
         serving = running_server(folder, f"{ORTHANC}/dicom-web", *state, MONAI_LABEL_DICOMWEB_CACHE_EXPIRY="1")
         with serving as server:
             journey = Journey(folder, server.url, study, series)
@@ -160,7 +160,7 @@ def _one_segment_keeps_its_name(journey: Journey) -> None:
 def _labels_of_other_programs_are_taken_in(journey: Journey) -> None:
     masks = {"spleen": truth("spleen"), "liver": truth("liver")}
     seg = _written_elsewhere(journey.sources, masks)
-    _store(_bytes(seg))
+    store(_bytes(seg))
     listed = requests.get(f"{journey.labels}/archive", timeout=60).json()["archive"]
     assert [s["segments"] for s in listed] == [["liver", "spleen"], ["spleen"], ["spleen", "liver"]]
     assert [s["version"] for s in listed] == [1, 2, None]
@@ -195,7 +195,7 @@ def _what_is_no_label_of_the_image_is_refused(journey: Journey) -> None:
     }
     before = len(requests.get(journey.labels, timeout=60).json()["versions"])
     for kind, seg in files.items():
-        _store(_bytes(seg))
+        store(_bytes(seg))
         refused = journey.take_in(seg.SeriesInstanceUID)
         told = refused.json()["detail"]
         print(f"{kind}: {refused.status_code} {told}", flush=True)
@@ -244,7 +244,7 @@ def _a_data_set_has_the_labels_of_the_pacs(journey: Journey) -> None:
     _, series = write_series(journey.folder / "second")
     sources = [pydicom.dcmread(file) for file in sorted((journey.folder / "second").iterdir())]
     for source in [*sources, _written_elsewhere(sources, {"spleen": truth("spleen")})]:
-        _store(_bytes(source))
+        store(_bytes(source))
     with ThreadPoolExecutor(6) as pool:
         query = {"image": series}
         opened = {image.content for image in pool.map(lambda _: journey.get("/datastore/image", **query), range(6))}
@@ -360,10 +360,6 @@ def _bytes(file: Dataset) -> bytes:
 
 def _nifti(content: bytes) -> nib.Nifti1Image:
     return nib.Nifti1Image.from_bytes(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-
-
-def _store(content: bytes) -> None:
-    requests.post(f"{ORTHANC}/instances", data=content, timeout=30).raise_for_status()
 
 
 def _wado(instance: str) -> bytes:

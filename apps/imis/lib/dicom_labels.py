@@ -16,7 +16,7 @@ from imis_net.dicom_seg import Identity, Segment, read_dicom_seg, write_dicom_se
 from imis_net.images import Volume
 from lib.label_files import label_array
 from lib.label_store import Version
-from lib.labelled import target_names
+from lib.labelled import label_entries, target_names
 
 
 def series_of(datastore: Datastore, image: str, path: Path) -> Path:
@@ -68,9 +68,9 @@ def identity(version: Version) -> Identity:
 
 
 def _segments(facts: Mapping[str, Any], values: list[int]) -> dict[int, Segment]:
-    names, listed = target_names(facts, values), facts.get("label_info")
-    said = {str(e.get("name")): e for e in (listed if isinstance(listed, list) else []) if isinstance(e, Mapping)}
-    return {v: Segment(name, _rgb(said.get(name, {})), _code(said.get(name, {}))) for v, name in names.items()}
+    said = {str(entry.get("name")): entry for entry in label_entries(facts)}
+    named = {v: (name, said.get(name, {})) for v, name in target_names(facts, values).items()}
+    return {v: Segment(name, _rgb(entry), _code(entry)) for v, (name, entry) in named.items()}
 
 
 def _rgb(entry: Mapping[str, Any]) -> tuple[int, int, int] | None:

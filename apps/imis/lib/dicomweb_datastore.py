@@ -199,9 +199,8 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
             if version.suffix == RAW_SUFFIX:
                 file = self._as_nifti(version, file, Path(folder) / "label.nii.gz")
             head = self._head(version.image)
-            series = version.facts.get(TAKEN_FROM, identity(version).series_uid)
             about = {key: str(head.get(key, "")) for key in ("Modality", "PatientID", "StudyInstanceUID")}
-            info = {**version.facts, VERSION: version.id, "SeriesInstanceUID": str(series), **about}
+            info = {**version.facts, VERSION: version.id, "SeriesInstanceUID": _series_uid(version), **about}
             LocalDatastore.save_label(self, version.image, str(file), version.tag, info)
 
     def _as_nifti(self, version: Version, file: Path, target: Path) -> Path:
@@ -226,5 +225,9 @@ class VersionedDicomWebDatastore(Versioned, DICOMWebDatastore):
         return dcmread(min(folder.iterdir()), stop_before_pixels=True)
 
     def _versions_by_series(self, image: str) -> dict[str, int]:
-        kept = self.label_store.versions(image, FINAL)
-        return {str(v.facts.get(TAKEN_FROM, identity(v).series_uid)): v.id for v in kept}
+        return {_series_uid(version): version.id for version in self.label_store.versions(image, FINAL)}
+
+
+def _series_uid(version: Version) -> str:
+    """Of its DICOM SEG on the PACS: the one that it came from, or our own."""
+    return str(version.facts.get(TAKEN_FROM, identity(version).series_uid))

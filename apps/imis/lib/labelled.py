@@ -103,13 +103,19 @@ def _drawn_slices(values: np.ndarray) -> tuple[int, Sequence[int]]:
     return axis, [int(i) for i in indices[chosen]]
 
 
+def label_entries(info: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a viewer said of each value, without what is no such entry."""
+    listed = info.get("label_info")
+    return [e for e in listed if isinstance(e, Mapping)] if isinstance(listed, list) else []
+
+
 def target_names(info: Mapping[str, Any], values: Sequence[int]) -> dict[int, str]:
     """Names of voxel values: by index, or in order where a viewer numbered differently; {} where nobody knows."""
-    params, listed = info.get("params"), info.get("label_info")
+    params = info.get("params")
     given = params.get("label_names") if isinstance(params, Mapping) else None
     if isinstance(given, Mapping):
         return {v: str(name) for name, v in given.items() if isinstance(v, int)}
-    entries = [e for e in (listed if isinstance(listed, list) else []) if isinstance(e, Mapping) and e.get("name")]
+    entries = [e for e in label_entries(info) if e.get("name")]
     by_index = {e["idx"]: str(e["name"]) for e in entries if isinstance(e.get("idx"), int)}
     if set(values) <= set(by_index):
         return {v: by_index[v] for v in values}

@@ -16,7 +16,7 @@ from monailabel.interfaces.tasks.strategy import Strategy
 from imis_net.errors import ImisError
 from imis_net.interruption import Interrupted, interruptible_by
 from imis_net.retraining.scoring import score_image
-from imis_net.retraining.selection import STRATEGIES, ImageScore, choose
+from imis_net.retraining.selection import NEED_SCORES, STRATEGIES, ImageScore, choose
 from lib.infer import Engine
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 TAKEN_S = 600
 """For so long an image that one annotator was given is not given to another."""
 REST_S = 5.0
-NEED_SCORES = ("uncertain", "diverse", "hybrid")
 DESCRIPTIONS = {
     "random": "Any image that has no label yet",
     "first": "In the order of their names",

@@ -9,26 +9,11 @@ import numpy as np
 import pydicom
 import pytest
 from monailabel.datastore.utils.convert import dicom_to_nifti
-from pydicom.data import get_testdata_file
 
 from imis_net.errors import ImageError
 from imis_net.images import read_volume
 from lib.dicom_labels import from_dicom_seg, to_dicom_seg
 from lib.label_store import Version
-
-
-@pytest.fixture
-def series(tmp_path: Path) -> Path:
-    """One slice and its two neighbours, files named against their order."""
-    folder = tmp_path / "series"
-    folder.mkdir()
-    for k, name in enumerate(("c", "a", "b")):
-        slice_ = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-        x, y, z = (float(v) for v in slice_.ImagePositionPatient)
-        slice_.ImagePositionPatient, slice_.InstanceNumber = [x, y, z + 5 * k], k + 1
-        slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-        slice_.save_as(folder / f"{name}.dcm")
-    return folder
 
 
 def test_a_label_of_a_pacs_goes_out_and_in(tmp_path: Path, series: Path) -> None:

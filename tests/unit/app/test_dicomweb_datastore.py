@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +17,6 @@ import pytest
 from dicomweb_client import DICOMwebClient
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.convert import dicom_to_nifti
-from pydicom.data import get_testdata_file
 
 from lib import dicomweb_datastore, uploads
 from lib.dicom_labels import identity
@@ -93,26 +93,17 @@ def pacs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pacs]:
     server.server_close()
 
 
-def opened(folder: Path, url: str, is_serving: bool = True) -> VersionedDicomWebDatastore:
+def opened(series: Path, url: str, is_serving: bool = True) -> VersionedDicomWebDatastore:
+    """A store that has fetched the series already; what it keeps lies beside that."""
+    folder = series.parent
     stock = DICOMWebDatastore(DICOMwebClient(url), {"Modality": "CT"}, cache_path=str(folder / "cache"))
     store = VersionedDicomWebDatastore.adopt(stock, LabelStore(folder / "labels"))
     if "image" not in stock._datastore.objects:
-        series = _series(Path(stock._datastore.image_path()) / "image")
-        store.add_image("image", dicom_to_nifti(str(series)), {})
+        fetched = shutil.copytree(series, Path(stock._datastore.image_path()) / "image")
+        store.add_image("image", dicom_to_nifti(str(fetched)), {})
     if is_serving:
         store.resume()
     return store
-
-
-def _series(folder: Path) -> Path:
-    folder.mkdir()
-    for k in range(SHAPE[2]):
-        slice_ = pydicom.dcmread(get_testdata_file("CT_small.dcm"))
-        x, y, z = (float(v) for v in slice_.ImagePositionPatient)
-        slice_.ImagePositionPatient, slice_.InstanceNumber = [x, y, z + 5 * k], k + 1
-        slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = pydicom.uid.generate_uid()
-        slice_.save_as(folder / f"{k}.dcm")
-    return folder
 
 
 def submitted(store: VersionedDicomWebDatastore, folder: Path) -> int:
@@ -140,11 +131,11 @@ def until_stored(store: VersionedDicomWebDatastore, version: int) -> None:
     ],
 )
 def test_a_label_is_kept_told_of_and_stored_once(
-    tmp_path: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
+    tmp_path: Path, series: Path, pacs: Pacs, monkeypatch: pytest.MonkeyPatch, fault: str, reason: str
 ) -> None:
     """Breaks if a failing PACS loses a label, holds up its annotator, or gets it twice."""
     monkeypatch.setattr(dicomweb_datastore, "ANNOTATOR_WAITS_S", 0.5 if fault == "hangs" else 10)
-    store = opened(tmp_path, pacs.url)
+    store = opened(series, pacs.url)
     pacs.fault = fault
     version = submitted(store, tmp_path)
     upload = store.label_store.upload(version)
@@ -161,23 +152,23 @@ def test_a_label_is_kept_told_of_and_stored_once(
     assert store.get_label_info("image", "final")["SeriesInstanceUID"] == about.series_uid
 
 
-def test_a_new_start_sends_what_waits_and_nothing_else(tmp_path: Path, pacs: Pacs) -> None:
+def test_a_new_start_sends_what_waits_and_nothing_else(tmp_path: Path, series: Path, pacs: Pacs) -> None:
     """Breaks if showing kept labels at the start stores them again, or what waits is forgotten."""
-    store = opened(tmp_path, pacs.url)
+    store = opened(series, pacs.url)
     first = submitted(store, tmp_path)
     until_stored(store, first)
-    second = submitted(opened(tmp_path, pacs.url, is_serving=False), tmp_path)
+    second = submitted(opened(series, pacs.url, is_serving=False), tmp_path)
     Path(store.get_label_uri("image", "final")).unlink()
-    again = opened(tmp_path, pacs.url)
+    again = opened(series, pacs.url)
     until_stored(again, second)
     assert len(pacs.stored) == 2
     assert again.get_label_info("image", "final")["version"] == second
     assert Path(again.get_label_uri("image", "final")).is_file()
 
 
-def test_without_pacs_work_goes_on_with_what_is_here(tmp_path: Path, pacs: Pacs) -> None:
+def test_without_pacs_work_goes_on_with_what_is_here(tmp_path: Path, series: Path, pacs: Pacs) -> None:
     """Breaks if a PACS that is down takes the list of images, or the server's description, with it."""
-    store = opened(tmp_path, pacs.url)
+    store = opened(series, pacs.url)
     pacs.shutdown()
     pacs.server_close()
     submitted(store, tmp_path)

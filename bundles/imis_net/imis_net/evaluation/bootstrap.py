@@ -8,8 +8,7 @@ import numpy as np
 def mean_interval(values: np.ndarray, rng: np.random.Generator, num_resamples: int) -> tuple[float, float]:
     """95 % interval of the mean of ``values`` [N]."""
     picks = rng.integers(len(values), size=(num_resamples, len(values)))
-    low, high = np.percentile(values[picks].mean(1), [2.5, 97.5])
-    return float(low), float(high)
+    return _interval(values[picks].mean(1))
 
 
 def crossed_mean_interval(values: np.ndarray, rng: np.random.Generator, num_resamples: int) -> tuple[float, float]:
@@ -20,5 +19,9 @@ def crossed_mean_interval(values: np.ndarray, rng: np.random.Generator, num_resa
     num_runs, num_cases = values.shape
     runs = rng.integers(num_runs, size=(num_resamples, num_runs, 1))
     cases = rng.integers(num_cases, size=(num_resamples, 1, num_cases))
-    low, high = np.percentile(values[runs, cases].mean((1, 2)), [2.5, 97.5])
+    return _interval(values[runs, cases].mean((1, 2)))
+
+
+def _interval(means: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)

@@ -128,6 +128,13 @@ def mean_dice(scores: Iterable[Score], round_index: int = 0) -> float:
     return float(np.mean([s.dice for s in scores if s.round == round_index]))
 
 
+def record_dices(segmenter: Segmenter, records: Iterable[Record]) -> np.ndarray:
+    """Mean over targets of each record, by first clicks and first boxes: [R]."""
+    return np.array(
+        [np.mean([s.dice for how in ("click", "box") for s in evaluate(segmenter, [r], how)]) for r in records]
+    )
+
+
 def with_click(prompt: Prompt, xy: np.ndarray, label: int, low_res_mask: np.ndarray | None) -> Prompt:
     """The prompt with one more click, and the mask so far where it is given."""
     coords, labels = xy[None], np.array([label])

@@ -101,13 +101,17 @@ def _moved(item: LabelledImage) -> str | None:
     flips = {"left to right": border[:, ::-1], "upside down": border[::-1], "by a half turn": border[::-1, ::-1]}
     for name, flipped in flips.items():
         there = fit(flipped, edges)
-        if there > here * (1 + max(FLIP_GAIN, FLIP_CHANCE / num_pixels**0.5)):
+        if there > here * _needed(FLIP_GAIN, FLIP_CHANCE, num_pixels):
             return f"fits {there / here:.1f} times better when flipped {name}"
     dy, dx, there = _best_shift(border, edges)
-    needed = 1 + max(SHIFT_GAIN, SHIFT_CHANCE / num_pixels**0.5)
-    if np.hypot(dy, dx) >= MIN_SHIFT_PX and there > needed * here:
+    if np.hypot(dy, dx) >= MIN_SHIFT_PX and there > here * _needed(SHIFT_GAIN, SHIFT_CHANCE, num_pixels):
         return f"fits {there / here:.1f} times better when shifted by {dx} columns and {dy} rows"
     return None
+
+
+def _needed(gain: float, chance: float, num_pixels: int) -> float:
+    """How many times better another place must fit a border of so many pixels."""
+    return 1 + max(gain, chance / num_pixels**0.5)
 
 
 def fit(border: np.ndarray, edges: np.ndarray) -> float:

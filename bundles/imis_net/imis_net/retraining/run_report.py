@@ -100,8 +100,10 @@ def _about(t: TargetVerdict) -> str:
 
 def _target_picture(record: Record | None, target: TargetVerdict) -> bytes:
     """b"" where the label is gone, or has other targets by now."""
-    masks = [] if record is None else [mask for _, mask in record.masks()]
-    return b"" if record is None or target.target >= len(masks) else _picture(record.image, masks[target.target])
+    if record is None:
+        return b""
+    masks = [mask for _, mask in record.masks()]
+    return _picture(record.image, masks[target.target]) if target.target < len(masks) else b""
 
 
 def _quarantine(outcome: Outcome, pictured: Mapping[str, Record]) -> str:

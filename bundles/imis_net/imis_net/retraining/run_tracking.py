@@ -32,16 +32,18 @@ def track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress]
 def _track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path) -> None:
     run = MlflowRun(root, EXPERIMENT)
     facts = {"state": outcome.state, "reason": outcome.reason}
-    digests = {"production": outcome.production, "candidate": outcome.candidate}
-    run.describe({**facts, **digests})
+    run.describe({**facts, "production": outcome.production, "candidate": outcome.candidate})
     for step, dice in _gains(progress):
         run.log(step, {"validation/best_dice": dice})
     run.log(0, {f"slices/{split}": float(number) for split, number in outcome.num_slices.items()})
     for group in outcome.verdict.groups if outcome.verdict else ():
-        name = group.group.replace(":", "/")
-        difference = {"difference_low": group.low, "difference_high": group.high}
-        dices = {"production": group.production, "candidate": group.candidate, **difference}
-        run.log(0, {f"gate/{_plain(name)}/{what}": value for what, value in dices.items()})
+        values = {
+            "production": group.production,
+            "candidate": group.candidate,
+            "difference_low": group.low,
+            "difference_high": group.high,
+        }
+        run.log(0, {f"gate/{_plain(group.group)}/{what}": value for what, value in values.items()})
     run.keep(report)
     if outcome.candidate:
         weights = ModelRegistry(root / "registry").weights(outcome.candidate)
@@ -59,5 +61,5 @@ def _gains(progress: Sequence[Progress]) -> Iterator[tuple[int, float]]:
 
 
 def _plain(name: str) -> str:
-    """MLflow names metrics in letters, digits and _-./ or space."""
-    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name)
+    """MLflow names metrics in letters, digits and _-./ or space; "label:liver" becomes a folder and a name."""
+    return "".join(c if c.isalnum() or c in "_-./ " else "_" for c in name.replace(":", "/"))

@@ -14,6 +14,7 @@ import numpy as np
 from imis_net.errors import ImisError
 
 STRATEGIES = ("random", "first", "uncertain", "diverse", "hybrid")
+NEED_SCORES = ("uncertain", "diverse", "hybrid")
 
 
 @dataclass(frozen=True, eq=False)

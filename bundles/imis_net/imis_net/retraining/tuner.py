@@ -52,6 +52,10 @@ class Tuner:
         self.num_encoded += features.num_encoded
         return scores
 
+    def segmenter(self, weights: Path) -> TrunkFedSegmenter:
+        """Some weights to ask, on the kept features."""
+        return TrunkFedSegmenter(*self._loaded(weights), self.device)
+
     def _loaded(self, weights: Path) -> tuple[IMISNet, TrunkStore]:
         network = BUILDERS[self.model](**self.architecture)
         load_weights(network, weights)
