@@ -29,6 +29,7 @@ def main() -> None:
         )
         sys.exit(2)
     _stop_if_open(args)
+    _stop_if_misconfigured(args)
     if not args.studies.startswith("http") and not Path(args.studies).exists():
         shutil.copytree(SAMPLES, args.studies)
         print(f"the sample studies are in {args.studies}/; see ATTRIBUTION.md there")
@@ -64,6 +65,20 @@ def _stop_if_open(args: argparse.Namespace) -> None:
             "--conf auth tokens (or oidc), or, to let anybody in all the same, --conf let_anybody_in yes",
             file=sys.stderr,
         )
+        sys.exit(2)
+
+
+def _stop_if_misconfigured(args: argparse.Namespace) -> None:
+    """The app refuses as well, in a traceback of the server's start."""
+    sys.path[:0] = [str(APP), str(ROOT / "bundles" / "imis_net")]
+    from lib.config import read_config  # after the cheap checks: it imports torch
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-c", "--conf", nargs=2, action="append", default=[])
+    try:
+        read_config(dict(parser.parse_known_args(args.more)[0].conf))
+    except ValueError as error:
+        print(error, file=sys.stderr)
         sys.exit(2)
 
 

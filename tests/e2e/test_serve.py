@@ -68,3 +68,13 @@ def test_a_taken_port_is_said_at_once(tmp_path: Path) -> None:
     assert answer.returncode == 2
     assert f"port {port} is in use" in answer.stderr
     assert not any(tmp_path.iterdir())
+
+
+def test_settings_that_cannot_be_used_are_one_sentence(tmp_path: Path) -> None:
+    """Breaks if they are only found by the server's start, in a traceback, or studies are laid out before."""
+    command = [sys.executable, str(ROOT / "scripts" / "serve.py"), "--conf", "segmenter", "tritn"]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert answer.returncode == 2
+    assert len(answer.stderr.splitlines()) == 1
+    assert "--conf segmenter" in answer.stderr
+    assert not any(tmp_path.iterdir())
