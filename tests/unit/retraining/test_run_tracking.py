@@ -51,6 +51,14 @@ def test_a_retraining_is_a_run_with_its_curve_verdict_report_and_model(tmp_path:
     assert all(Path(v.source.removeprefix("file://")).read_text().startswith("weights") for v in versions)
 
 
+def test_a_run_that_could_not_be_written_whole_is_closed_as_failed(tmp_path: Path) -> None:
+    """Breaks if MLflow shows a retraining as running for ever because its report was gone."""
+    track(tmp_path, "imis_net_compact", Outcome("kept", "worse", "p" * 64), [], tmp_path / "no_report.html")
+    (run,) = runs(tmp_path)
+    assert run.info.status == "FAILED"
+    assert run.data.tags["reason"] == "worse"
+
+
 def test_a_store_that_fails_changes_nothing_else(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Breaks if a retraining that was published ends as failed because its books cannot be kept."""
     (tmp_path / "mlflow.db").write_text("no database" * 100)

@@ -30,7 +30,17 @@ def track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress]
 
 
 def _track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path) -> None:
-    run = MlflowRun(root, EXPERIMENT)
+    run, finished = MlflowRun(root, EXPERIMENT), False
+    try:
+        _write(run, root, model, outcome, progress, report)
+        finished = outcome.state != "stopped"
+    finally:  # a run that is left open looks as if it went on for ever
+        run.close(finished)
+
+
+def _write(
+    run: MlflowRun, root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path
+) -> None:
     facts = {"state": outcome.state, "reason": outcome.reason}
     run.describe({**facts, "production": outcome.production, "candidate": outcome.candidate})
     for step, dice in _gains(progress):
@@ -48,7 +58,6 @@ def _track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress
     if outcome.candidate:
         weights = ModelRegistry(root / "registry").weights(outcome.candidate)
         run.add_model(model, weights, {"digest": outcome.candidate, **facts})
-    run.close(finished=outcome.state != "stopped")
 
 
 def _gains(progress: Sequence[Progress]) -> Iterator[tuple[int, float]]:
