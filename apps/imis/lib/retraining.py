@@ -75,6 +75,7 @@ class RetrainTask(TrainTask):
             print(f"retraining failed: {what}; the previous model stays", flush=True)
             with suppress(OSError):  # the disk may be full for this as well
                 status.tell("failed", what)
+            track(self.root, self.settings.model, Outcome("failed", what), status.curve, None)
             raise SystemExit(1) from error
         status.tell(outcome.state, outcome.reason)
         print(f"{outcome.state}: {outcome.reason}", flush=True)

@@ -12,6 +12,7 @@ import SimpleITK as sitk
 import torch
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from mlflow import MlflowClient
 from monailabel.datastore.local import LocalDatastore
 
 from imis_net.checkpoint import save_weights
@@ -109,7 +110,7 @@ def test_before_the_first_run_there_is_nothing_to_show(config: Config, store: Lo
 def test_a_run_that_cannot_be_says_why(
     config: Config, store: LocalDatastore, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Breaks if a failed run has no clear status, or leaves anything but the model that was there."""
+    """Breaks if a failed run has no clear status, is not in MLflow, or leaves anything but the model that was there."""
     task, request = RetrainTask(config, str(tmp_path / "studies")), {"model": "imis"}
     expected = {"none": "no label to learn from", "one patient": "labels of one patient only", "a lost base": "is gone"}
     if case in ("none", "one patient"):
@@ -132,6 +133,9 @@ def test_a_run_that_cannot_be_says_why(
     assert expected.get(case, {"a full disk": "No space left", "bad minutes": "expected a number"}.get(case)) in str(
         status["reason"]
     )
+    client = MlflowClient(f"sqlite:///{task.root / 'mlflow.db'}")
+    (run,) = client.search_runs([client.get_experiment_by_name("retraining").experiment_id])
+    assert (run.info.status, run.data.tags["reason"]) == ("FAILED", status["reason"])
     registry = task.root / "registry"
     assert not registry.is_dir() or len(list((registry / "versions").iterdir())) <= 1
 

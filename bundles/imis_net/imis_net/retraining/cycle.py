@@ -49,7 +49,7 @@ class Outcome:
     """How a run ended.
 
     Attributes:
-        state: ``published``; ``kept`` when the gate refused or nothing was gained; ``stopped``.
+        state: ``published``; ``kept`` when the gate refused or nothing was gained; ``stopped``; ``failed``.
         reason: one sentence for people.
         production: digest of what was served when it began, "" where nothing was ever published.
     """

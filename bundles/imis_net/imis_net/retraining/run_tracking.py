@@ -16,12 +16,12 @@ log = logging.getLogger(__name__)
 EXPERIMENT = "retraining"
 
 
-def track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path) -> None:
+def track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path | None) -> None:
     """Write the run down in ``root/mlflow.db``; a store that fails is logged and changes nothing else.
 
     Args:
         model: the builder's name, under which MLflow counts the versions.
-        report: the page to keep with it.
+        report: the page to keep with it; a run that failed has none.
     """
     try:
         _track(root, model, outcome, progress, report)
@@ -29,17 +29,17 @@ def track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress]
         log.warning("this retraining is not in MLflow: %s: %s", type(error).__name__, error)
 
 
-def _track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path) -> None:
+def _track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path | None) -> None:
     run, finished = MlflowRun(root, EXPERIMENT), False
     try:
         _write(run, root, model, outcome, progress, report)
-        finished = outcome.state != "stopped"
+        finished = outcome.state not in ("stopped", "failed")
     finally:  # a run that is left open looks as if it went on for ever
         run.close(finished)
 
 
 def _write(
-    run: MlflowRun, root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path
+    run: MlflowRun, root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path | None
 ) -> None:
     facts = {"state": outcome.state, "reason": outcome.reason}
     run.describe({**facts, "production": outcome.production, "candidate": outcome.candidate})
@@ -54,7 +54,8 @@ def _write(
             "difference_high": group.high,
         }
         run.log(0, {f"gate/{_plain(group.group)}/{what}": value for what, value in values.items()})
-    run.keep(report)
+    if report:
+        run.keep(report)
     if outcome.candidate:
         weights = ModelRegistry(root / "registry").weights(outcome.candidate)
         run.add_model(model, weights, {"digest": outcome.candidate, **facts})
