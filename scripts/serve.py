@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
 APP = ROOT / "apps" / "imis"
@@ -24,10 +25,7 @@ SAMPLES = APP / "sample_studies"
 def main() -> None:
     args = _arguments()
     if not _is_free(args.host, args.port):
-        print(
-            f"port {args.port} is in use; stop what uses it, or choose another: make serve PORT=8001", file=sys.stderr
-        )
-        sys.exit(2)
+        _refuse(f"port {args.port} is in use; stop what uses it, or choose another: make serve PORT=8001")
     _stop_if_open(args)
     _stop_if_misconfigured(args)
     if not args.studies.startswith("http") and not Path(args.studies).exists():
@@ -60,12 +58,10 @@ def _stop_if_open(args: argparse.Namespace) -> None:
     if args.host not in ("127.0.0.1", "localhost", "::1") and not re.search(
         r"auth (tokens|oidc)|let_anybody_in yes", conf
     ):
-        print(
+        _refuse(
             f"refusing to listen on {args.host}: anybody on the network could read and change the studies. Add "
-            "--conf auth tokens (or oidc), or, to let anybody in all the same, --conf let_anybody_in yes",
-            file=sys.stderr,
+            "--conf auth tokens (or oidc), or, to let anybody in all the same, --conf let_anybody_in yes"
         )
-        sys.exit(2)
 
 
 def _stop_if_misconfigured(args: argparse.Namespace) -> None:
@@ -78,8 +74,12 @@ def _stop_if_misconfigured(args: argparse.Namespace) -> None:
     try:
         read_config(dict(parser.parse_known_args(args.more)[0].conf))
     except ValueError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        _refuse(str(error))
+
+
+def _refuse(why: str) -> NoReturn:
+    print(why, file=sys.stderr)
+    sys.exit(2)
 
 
 def _is_free(host: str, port: int) -> bool:

@@ -17,6 +17,7 @@ from monailabel.datastore.local import LocalDatastore
 
 from imis_net.checkpoint import save_weights
 from imis_net.networks.build import imis_net_compact
+from imis_net.retraining.run_tracking import EXPERIMENT
 from imis_net.retraining.schedule import RetrainingSchedule
 from imis_net.segmenter import load_segmenter
 from lib import model_routes, retraining
@@ -134,7 +135,7 @@ def test_a_run_that_cannot_be_says_why(
         status["reason"]
     )
     client = MlflowClient(f"sqlite:///{task.root / 'mlflow.db'}")
-    (run,) = client.search_runs([client.get_experiment_by_name("retraining").experiment_id])
+    (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", status["reason"])
     registry = task.root / "registry"
     assert not registry.is_dir() or len(list((registry / "versions").iterdir())) <= 1

@@ -24,18 +24,14 @@ def track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress]
         report: the page to keep with it; a run that failed has none.
     """
     try:
-        _track(root, model, outcome, progress, report)
+        run, finished = MlflowRun(root, EXPERIMENT), False
+        try:
+            _write(run, root, model, outcome, progress, report)
+            finished = outcome.state not in ("stopped", "failed")
+        finally:  # a run that is left open looks as if it went on for ever
+            run.close(finished)
     except Exception as error:  # what is published is published, whoever keeps the books
         log.warning("this retraining is not in MLflow: %s: %s", type(error).__name__, error)
-
-
-def _track(root: Path, model: str, outcome: Outcome, progress: Sequence[Progress], report: Path | None) -> None:
-    run, finished = MlflowRun(root, EXPERIMENT), False
-    try:
-        _write(run, root, model, outcome, progress, report)
-        finished = outcome.state not in ("stopped", "failed")
-    finally:  # a run that is left open looks as if it went on for ever
-        run.close(finished)
 
 
 def _write(
