@@ -45,6 +45,18 @@ def test_records_carry_image_and_named_masks(tmp_path):
     assert mask.sum() == 200
 
 
+def test_an_index_names_interactive_masks_that_are_read_where_they_are_wanted(tmp_path):
+    """Breaks if they get lost, lose their ids, or are read against the caller's will: their terms may differ."""
+    regions = np.zeros((32, 40), np.uint16)
+    regions[2:9, 3:30], regions[20:30] = 7, 300
+    Image.fromarray(regions).save(tmp_path / "regions.png")
+    write_index(tmp_path, [{**write_case(tmp_path, "a"), "imask": "regions.png"}, write_case(tmp_path, "b")])
+    with_regions, without = read_index(tmp_path, ["train"], with_interactive_masks=True)
+    np.testing.assert_array_equal(with_regions.interactive_masks, regions)
+    assert without.interactive_masks is None
+    assert read_index(tmp_path, ["train"])[0].interactive_masks is None
+
+
 def test_broken_records_are_skipped_by_count_and_named(tmp_path, caplog):
     """Breaks if a record that cannot be used ends the run, or is replaced in silence."""
     cases = [write_case(tmp_path, "a"), write_case(tmp_path, "b", mask_shape=(9, 9)), write_case(tmp_path, "c")]

@@ -11,7 +11,7 @@ import logging
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -65,7 +65,11 @@ class Record:
 
 
 def read_index(
-    root: Path | str, subsets: Sequence[str | None], exclude_sources: Sequence[str] = (), slice_step: int = 6
+    root: Path | str,
+    subsets: Sequence[str | None],
+    exclude_sources: Sequence[str] = (),
+    slice_step: int = 6,
+    with_interactive_masks: bool = False,
 ) -> list[Record]:
     """Records of an ``index.json`` layout.
 
@@ -74,6 +78,8 @@ def read_index(
         subsets: which values of ``subset`` to take (None: cases without one).
         exclude_sources: cases whose source contains any of these are left out.
         slice_step: of a volume, take every so many slices of each axis.
+        with_interactive_masks: read the pictures that cases name as ``imask`` too; their terms may differ from the
+            images'.
 
     Raises:
         DatasetError: no readable index.json, or no record left.
@@ -91,7 +97,7 @@ def read_index(
         if case.get("subset") not in subsets or any(s in case.get("source", "") for s in exclude_sources):
             continue
         try:
-            records.extend(_read_case(root, case, slice_step))
+            records.extend(_read_case(root, case, slice_step, with_interactive_masks))
         except UNUSABLE as error:
             num_skipped += 1
             log.warning("skipped %s: %s", case.get("image", case.get("id")), error)
@@ -231,7 +237,7 @@ def _read_partition(path: Path, size: tuple[int, int]) -> np.ndarray:
     return (contiguous.reshape(size) + (0 if (ids < 0).any() else 1)).astype(np.uint16)
 
 
-def _read_case(root: Path, case: dict, slice_step: int) -> list[Record]:
+def _read_case(root: Path, case: dict, slice_step: int, with_interactive_masks: bool) -> list[Record]:
     kind = case["kind"]
     if kind == "3d":
         return _read_volume_case(root, case, slice_step)
@@ -248,7 +254,11 @@ def _read_case(root: Path, case: dict, slice_step: int) -> list[Record]:
         targets.append((array, dict.fromkeys(range(1, int(array.max()) + 1), case["label"])))
     drawn = (np.asarray(Image.open(root / s["pos"])) > 0 for s in case.get("scribbles", []))
     scribbles = tuple(s for s in drawn if s.shape == image.shape[:2] and s.any())
-    return [_record(case, case["id"], image, tuple(targets), scribbles)]
+    record = _record(case, case["id"], image, tuple(targets), scribbles)
+    if with_interactive_masks and "imask" in case:
+        ids = np.asarray(Image.open(root / case["imask"])).astype(np.uint16)
+        record = replace(record, interactive_masks=_checked(ids, image, case["imask"]))
+    return [record]
 
 
 def _read_volume_case(root: Path, case: dict, slice_step: int) -> list[Record]:
