@@ -198,6 +198,8 @@ def _set_host_defaults() -> None:
     # The second is MONAI Label's command, for the server and for each task.
     for name in ("monailabel", "__main__", "dicomweb_client", "highdicom"):
         logging.getLogger(name).setLevel(logging.WARNING)  # they log file names and UIDs, which may name a patient
+    # Of folders made one inside the other at a first start it says that it watches one of them twice, with the path.
+    logging.getLogger("watchdog").setLevel(logging.ERROR)
 
 
 def _set_host(key: str, value: object) -> None:

@@ -7,7 +7,6 @@ prompts to the other.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import tempfile
 import threading
@@ -28,7 +27,8 @@ from imis_net.networks.imis_net import IMISNet
 from imis_net.prompts import ImageEmbedding, Prediction
 from imis_net.segmenter import Segmenter, TorchSegmenter
 from imis_net.stopwatch import Stopwatch
-from lib.prefetch import Place, Prefetcher
+from lib.pictures import Picture, PictureCache, Place
+from lib.prefetch import Prefetcher
 from lib.request import Request, Target, classes_request, interactive_request
 from lib.sessions import PromptMemory
 from lib.telemetry import Telemetry
@@ -55,6 +55,7 @@ class Engine:
         self.telemetry = telemetry or Telemetry()
         self.is_warm = threading.Event()
         self.volumes = VolumeCache(cache_bytes // 2)
+        self.pictures = PictureCache()
         self._embeddings = EmbeddingCache(cache_bytes // 2, disk)
         self.num_encoder_runs = 0
         self.prefetcher = Prefetcher(self._encode_ahead, prefetch)
@@ -74,34 +75,30 @@ class Engine:
         self.segmenter = segmenter
 
     def embed(
-        self, segmenter: Segmenter, image: np.ndarray, is_ahead: bool = False, is_stored: bool = True
-    ) -> tuple[ImageEmbedding, str, bool]:
-        """uint8 [H, W, 3] -> its embedding, its digest, and whether the encoder was spared.
+        self, segmenter: Segmenter, picture: Picture, is_ahead: bool = False, is_stored: bool = True
+    ) -> tuple[ImageEmbedding, bool]:
+        """The picture's embedding, and whether the encoder was spared.
 
         The key is what the encoder sees: image, slice, axis and window at once, whatever name the image goes by.
         """
-        digest = hashlib.blake2b(
-            image.data, digest_size=8, person=f"{image.shape[0]}x{image.shape[1]}".encode()
-        ).hexdigest()
 
         def encode() -> ImageEmbedding:
             with self._encoder:
-                embedding = segmenter.encode_image(image)
+                embedding = segmenter.encode_image(picture.image)
                 self.num_encoder_runs += 1
                 return embedding
 
         while True:
             try:
-                key = f"{digest}-{segmenter.encoder_digest}"
-                embedding, is_hit = self._embeddings.get_or_encode(key, encode, is_stored)
-                return embedding, digest, is_hit
+                key = f"{picture.digest}-{segmenter.encoder_digest}"
+                return self._embeddings.get_or_encode(key, encode, is_stored)
             except Interrupted:
                 if is_ahead:
                     raise
                 # A click waited for a run that was done ahead and gave way to it: now it is the click's own.
 
     def _encode_ahead(self, place: Place) -> None:
-        self.embed(self.segmenter, place.volume.slice_rgb(place.index, place.axis, place.window), is_ahead=True)
+        self.embed(self.segmenter, place.picture(), is_ahead=True)
 
     def cache_counters(self) -> dict[str, float]:
         cache = self._embeddings
@@ -214,15 +211,16 @@ class _ImisTask(InferTask):
         request: Mapping[str, object],
         watch: Stopwatch,
     ) -> tuple[list[Prediction], bool]:
-        image = volume.slice_rgb(index, asked.axis, asked.window)
+        place = Place(volume, asked.axis, index, asked.window)
+        picture = self.engine.pictures.of(place)
         watch.lap("slice")
         is_upload = bool(request.get("is_upload"))
-        embedding, digest, is_hit = self.engine.embed(segmenter, image, is_stored=not is_upload)
+        embedding, is_hit = self.engine.embed(segmenter, picture, is_stored=not is_upload)
         watch.lap("encode")
         prompts = [target.prompt for target in targets]
         if self.memory:
             user = str(request.get("client_id") or request.get("session_id") or "")
-            keys = [(user, digest, target.name) for target in targets]
+            keys = [(user, picture.digest, target.name) for target in targets]
             prompts = [self.memory.continued(key, prompt) for key, prompt in zip(keys, prompts, strict=True)]
         predictions = segmenter.predict_batch(embedding, prompts)
         if self.memory:
@@ -230,8 +228,8 @@ class _ImisTask(InferTask):
                 self.memory.remember(key, prompt, prediction)
         watch.lap("predict")
         if not is_upload:
-            self.engine.prefetcher.around(Place(volume, asked.axis, index, asked.window))
-        _log(digest, index, asked.axis, targets, is_hit, watch)
+            self.engine.prefetcher.around(place)
+        _log(picture.digest, index, asked.axis, targets, is_hit, watch)
         return predictions, is_hit
 
     def _is_kept(self, target: Target, prediction: Prediction) -> bool:

@@ -6,29 +6,11 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
-from imis_net.images import Volume
 from imis_net.interruption import Interrupted, interruptible_by
+from lib.pictures import Place
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Place:
-    """The slice that somebody works on, as it is shown."""
-
-    volume: Volume
-    axis: int
-    index: int
-    window: tuple[float, float] | None
-
-    def neighbours(self, reach: int) -> Iterator[int]:
-        """Indices nearest first, within the volume."""
-        for distance in range(1, reach + 1):
-            for index in (self.index + distance, self.index - distance):
-                if 0 <= index < self.volume.num_slices(self.axis):
-                    yield index
 
 
 class Prefetcher:

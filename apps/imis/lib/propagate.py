@@ -33,6 +33,7 @@ from imis_net.prompts import Prompt
 from imis_net.propagation import Cancelled, Propagation, propagate
 from imis_net.stopwatch import Stopwatch
 from lib.infer import Engine, write_mask
+from lib.pictures import Picture
 from lib.pool import PoolFull
 from lib.request import interactive_request
 from lib.work import user_of
@@ -97,7 +98,7 @@ def run(
             volume,
             anchors,
             segmenter,
-            lambda image: engine.embed(segmenter, image)[0],
+            lambda image: engine.embed(segmenter, Picture.of(image))[0],
             what.axis,
             what.window,
             on_progress=lambda num_done, _, before=before: on_progress(before + num_done, num_slices),  # type: ignore[misc]

@@ -18,6 +18,7 @@ from imis_net.interruption import Interrupted, interruptible_by
 from imis_net.retraining.scoring import score_image
 from imis_net.retraining.selection import NEED_SCORES, STRATEGIES, ImageScore, choose
 from lib.infer import Engine
+from lib.pictures import Place
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,8 @@ class Scorer:
     def _score(self, image: str) -> ImageScore:
         segmenter = self.engine.segmenter
         volume = self.engine.volumes.read(Path(self.datastore().get_image_uri(image)))
-        picture = volume.slice_rgb(volume.num_slices(2) // 2, 2)
-        embedding, _, _ = self.engine.embed(segmenter, picture, is_ahead=True)
+        middle = Place(volume, axis=2, index=volume.num_slices(2) // 2, window=None)
+        embedding, _ = self.engine.embed(segmenter, middle.picture(), is_ahead=True)
         return score_image(segmenter, embedding, segmenter.known_texts or ())
 
 

@@ -23,7 +23,7 @@ from imis_net.rle import Patch, changed_patch
 from imis_net.stopwatch import Stopwatch
 from lib.history import History, View, combined, replayed
 from lib.infer import Engine
-from lib.prefetch import Place
+from lib.pictures import Place
 from lib.prompt_log import Event, PromptLog, TargetKey
 from lib.request import interactive_request
 
@@ -218,13 +218,14 @@ class Targets:
             if old is not None and index in target.predictions and _is_same(old, prompt):
                 predictions[index] = target.predictions[index]
                 continue
-            image = volume.slice_rgb(index, view.axis, view.window)
+            place = Place(volume, view.axis, index, view.window)
+            picture = self.engine.pictures.of(place)
             watch.lap("slice")
-            embedding, _, _ = self.engine.embed(segmenter, image)
+            embedding, _ = self.engine.embed(segmenter, picture)
             watch.lap("encode")
             predictions[index] = segmenter.predict(embedding, prompt)
             watch.lap("predict")
-            self.engine.prefetcher.around(Place(volume, view.axis, index, view.window))
+            self.engine.prefetcher.around(place)
         return view, predictions
 
 

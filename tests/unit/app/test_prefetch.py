@@ -9,7 +9,8 @@ import numpy as np
 
 from imis_net.images import Volume
 from imis_net.interruption import Interrupted, _look
-from lib.prefetch import Place, Prefetcher
+from lib.pictures import Place
+from lib.prefetch import Prefetcher
 
 VOLUME = Volume(np.zeros((4, 5, 6), np.int16), np.eye(4))
 
