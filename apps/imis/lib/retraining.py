@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 from monailabel.interfaces.datastore import Datastore
@@ -22,11 +23,14 @@ from monailabel.interfaces.tasks.train import TrainTask
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.errors import ImisError
 from imis_net.files import write_atomically, write_durably
-from imis_net.retraining.cycle import Labels, Outcome, RetrainingCycle
-from imis_net.retraining.run_report import render
+from imis_net.retraining.cycle import Outcome, RetrainingCycle
+from imis_net.retraining.gate import TargetKey
+from imis_net.retraining.registry import ModelRegistry
+from imis_net.retraining.run_report import render, worst_records
 from imis_net.retraining.run_tracking import track
 from imis_net.retraining.tuner import Tuner
 from imis_net.segmenter import weights_path
+from imis_net.training.dataset import Record
 from imis_net.training.finetune import FineTuning, Progress
 from lib.config import Config, state_dir
 from lib.labelled import fingerprints, read_labels
@@ -100,7 +104,9 @@ class RetrainTask(TrainTask):
         )
         cycle = RetrainingCycle(self.root, tuner.train, tuner.answers)
         outcome = cycle.run(weights_path(self.settings.model, self.settings.weights), labels)
-        report = cycle.keep_report(outcome, render(outcome, status.curve, _pictured(labels))) / "report.html"
+        pictured = {record.case: record for record in (*labels.learning, *labels.reference)}
+        page = render(outcome, status.curve, pictured, _answers(outcome, tuner, cycle.registry, pictured))
+        report = cycle.keep_report(outcome, page) / "report.html"
         write_durably(self.root / "seen.json", json.dumps(seen).encode())
         status.facts["images_encoded"] = tuner.num_encoded
         track(self.root, self.settings.model, outcome, status.curve, report)
@@ -181,5 +187,11 @@ def _minutes(request: Mapping[str, Any], config: Config) -> float:
     return min(max(wanted, 0.05), 24 * 60.0)
 
 
-def _pictured(labels: Labels) -> dict[str, Any]:
-    return {record.case: record for record in (*labels.learning, *labels.reference)}
+def _answers(
+    outcome: Outcome, tuner: Tuner, registry: ModelRegistry, pictured: Mapping[str, Record]
+) -> tuple[Mapping[TargetKey, np.ndarray], ...]:
+    """What production and what the candidate answered to the worst targets; nothing where there was no candidate."""
+    records = worst_records(outcome, pictured)
+    if not records:
+        return ()
+    return tuple(tuner.box_masks(registry.weights(d), records) for d in (outcome.production, outcome.candidate))

@@ -1,8 +1,13 @@
 """The network behind a retraining: trunk features are kept, and what need not change does not."""
 
+import base64
+import io
+import re
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from imis_net.checkpoint import save_weights
 from imis_net.embedding_disk import EmbeddingDisk
@@ -10,7 +15,7 @@ from imis_net.networks.build import imis_net_compact
 from imis_net.retraining.cycle import Outcome
 from imis_net.retraining.gate import TargetVerdict, Verdict
 from imis_net.retraining.label_checks import Finding
-from imis_net.retraining.run_report import render
+from imis_net.retraining.run_report import render, worst_records
 from imis_net.retraining.tuner import Tuner
 from imis_net.segmenter import load_segmenter
 from imis_net.training.dataset import Record
@@ -91,7 +96,28 @@ def test_the_report_shows_the_worst_cases():
     """Breaks if a case has no picture or no Dice before and after, or one whose label is gone ends the report."""
     worst = (TargetVerdict("case 1", 0, "liver", 0.75, 0.25), TargetVerdict("case 2", 0, "", 0.5, 0.375))
     outcome = Outcome("kept", "may be worse", verdict=Verdict(False, "may be worse", (), worst))
-    page = render(outcome, [], {"case 1": record("1")})
+    pictured = {"case 1": record("1"), "case 3": record("3")}
+    page = render(outcome, [], pictured)
     assert "case 1: liver: 0.750 before, 0.250 by the candidate" in page
     assert "case 2: no name: 0.500 before, 0.375" in page
     assert page.count("<img") == 1
+    assert [r.case for r in worst_records(outcome, pictured)] == ["case 1"]
+
+
+def test_a_worst_case_stands_beside_what_both_models_answered(tmp_path):
+    """Breaks if people cannot see what went wrong, or see the answer to another target or of another model."""
+    judged = record("9")
+    made = tuner(tmp_path / "trunk")
+    masks = made.box_masks(weights(tmp_path / "start.safetensors"), [judged])
+    assert list(masks) == [("case 9", 0)]
+    assert masks["case 9", 0].shape == judged.image.shape[:2]
+    worst = (TargetVerdict("case 9", 0, "liver", 0.75, 0.25),)
+    outcome = Outcome("kept", "may be worse", verdict=Verdict(False, "may be worse", (), worst))
+    left, right = (np.zeros((50, 60), bool) for _ in range(2))
+    left[:, :20], right[:, 40:] = True, True
+    page = render(outcome, [], {"case 9": judged}, ({("case 9", 0): left}, {("case 9", 0): right}))
+    png = base64.b64decode(re.search('base64,([^"]+)', page)[1])
+    panels = np.split(np.asarray(Image.open(io.BytesIO(png))).astype(int), 3, axis=1)
+    colours = [panel[..., 0] - panel[..., 2] for panel in panels]  # the masks are amber, the image grey
+    shares = [[bool((part > 20).mean() > 0.5) for part in np.array_split(c, 3, axis=1)] for c in colours]
+    assert shares[1:] == [[True, False, False], [False, False, True]]

@@ -7,7 +7,7 @@ Source: non-inferiority testing as in clinical trials (CONSORT extension, doi 10
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ import numpy as np
 from imis_net.errors import DatasetError
 from imis_net.evaluation.bootstrap import mean_interval
 from imis_net.evaluation.harness import Score, evaluate
+from imis_net.prompts import Prompt
 from imis_net.segmenter import Segmenter
 from imis_net.training.dataset import Record
 
@@ -26,6 +27,10 @@ GATE_STRATEGIES = (("click", 3), ("box", 3), ("text", 3))
 
 NUM_WORST = 12
 """Targets that the report shows."""
+
+
+TargetKey = tuple[str, int]
+"""A reference target: its case, and which of the case's targets it is."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,17 @@ class Verdict:
 def answers(segmenter: Segmenter, records: Sequence[Record], seed: int = 0) -> list[Score]:
     """What a model answers on the reference targets, over click, box and text, each with three corrections."""
     return [s for name, rounds in GATE_STRATEGIES for s in evaluate(segmenter, records, name, rounds, seed)]
+
+
+def box_masks(segmenter: Segmenter, records: Sequence[Record], seed: int = 0) -> dict[TargetKey, np.ndarray]:
+    """The masks bool [H, W] behind ``answers`` to each target's first box: what a person can look at."""
+    masks: dict[TargetKey, np.ndarray] = {}
+
+    def watch(score: Score, image: np.ndarray, truth: np.ndarray, mask: np.ndarray, prompt: Prompt) -> None:
+        masks[score.case, score.target] = mask
+
+    deque(evaluate(segmenter, records, "box", 0, seed, watch=watch), maxlen=0)
+    return masks
 
 
 def judge(production: Sequence[Score], candidate: Sequence[Score], seed: int = 0) -> Verdict:

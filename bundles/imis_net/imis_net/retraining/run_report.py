@@ -16,7 +16,7 @@ from matplotlib import pyplot as plt
 
 from imis_net.overlay import draw_overlay
 from imis_net.retraining.cycle import Outcome
-from imis_net.retraining.gate import MARGIN_DICE, GroupVerdict, TargetVerdict
+from imis_net.retraining.gate import MARGIN_DICE, GroupVerdict, TargetKey, TargetVerdict
 from imis_net.training.dataset import Record
 from imis_net.training.finetune import Progress
 
@@ -26,19 +26,30 @@ MAX_NUM_PICTURES = 40
 _PAGE = """<!doctype html><meta charset=utf-8><title>Retraining: {state}</title>
 <style>body{{font:15px/1.5 system-ui;max-width:60rem;margin:2rem auto;padding:0 1rem}}
 table{{border-collapse:collapse}}td,th{{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:left}}
-.bad{{color:#b00020}}figure{{display:inline-block;margin:.5rem;max-width:16rem;vertical-align:top}}</style>
+.bad{{color:#b00020}}figure{{display:inline-block;margin:.5rem;max-width:16rem;vertical-align:top}}
+.wide figure{{max-width:none}}.wide img{{max-width:100%}}</style>
 <h1>Retraining: {state}</h1><p>{reason}</p>{facts}{curve}{groups}{worst}{quarantine}"""
 
 
-def render(outcome: Outcome, progress: Sequence[Progress], pictured: Mapping[str, Record]) -> str:
-    """A page that needs no other file; ``pictured`` has the records of the cases to show, by name."""
+Masks = Mapping[TargetKey, np.ndarray]
+
+
+def render(
+    outcome: Outcome, progress: Sequence[Progress], pictured: Mapping[str, Record], answers: tuple[Masks, ...] = ()
+) -> str:
+    """A page that needs no other file.
+
+    Args:
+        pictured: the records of the cases to show, by name.
+        answers: what production and what the candidate answered to the boxes of the worst targets, bool [H, W].
+    """
     return _PAGE.format(
         state=html.escape(outcome.state),
         reason=html.escape(outcome.reason),
         facts=_facts(outcome),
         curve=_curve(progress),
         groups=_groups(outcome),
-        worst=_worst(outcome, pictured),
+        worst=_worst(outcome, pictured, answers),
         quarantine=_quarantine(outcome, pictured),
     )
 
@@ -86,24 +97,36 @@ def _group(g: GroupVerdict) -> str:
     return f"<tr{look}>" + "".join(f"<td>{html.escape(str(cell))}" for cell in cells)
 
 
-def _worst(outcome: Outcome, pictured: Mapping[str, Record]) -> str:
+def worst_records(outcome: Outcome, pictured: Mapping[str, Record]) -> list[Record]:
+    """The records that hold the worst targets, as far as they are there."""
+    cases = dict.fromkeys(t.case for t in outcome.verdict.worst) if outcome.verdict else {}
+    return [pictured[case] for case in cases if case in pictured]
+
+
+def _worst(outcome: Outcome, pictured: Mapping[str, Record], answers: tuple[Masks, ...]) -> str:
     if outcome.verdict is None or not outcome.verdict.worst:
         return ""
-    figures = [_figure(_target_picture(pictured.get(t.case), t), _about(t)) for t in outcome.verdict.worst]
-    note = "Reference targets that the candidate answers worst, as people labelled them; mean Dice over all prompts."
-    return f"<h2>Worst cases</h2><p>{note}</p>{''.join(figures)}"
+    figures = [_figure(_target_picture(pictured.get(t.case), t, answers), _about(t)) for t in outcome.verdict.worst]
+    note = (
+        "Reference targets that the candidate answers worst, by mean Dice over all prompts. From the left: as people "
+        "labelled them; and in a box, as production and as the candidate answer."
+    )
+    return f"<h2>Worst cases</h2><p>{note}</p><div class=wide>{''.join(figures)}</div>"
 
 
 def _about(t: TargetVerdict) -> str:
     return f"{t.case}: {t.label or 'no name'}: {t.production:.3f} before, {t.candidate:.3f} by the candidate"
 
 
-def _target_picture(record: Record | None, target: TargetVerdict) -> bytes:
+def _target_picture(record: Record | None, target: TargetVerdict, answers: tuple[Masks, ...]) -> bytes:
     """b"" where the label is gone, or has other targets by now."""
     if record is None:
         return b""
-    masks = [mask for _, mask in record.masks()]
-    return _picture(record.image, masks[target.target]) if target.target < len(masks) else b""
+    truths = [mask for _, mask in record.masks()]
+    if target.target >= len(truths):
+        return b""
+    key = target.case, target.target
+    return _picture(record.image, truths[target.target], *(masks[key] for masks in answers if key in masks))
 
 
 def _quarantine(outcome: Outcome, pictured: Mapping[str, Record]) -> str:
@@ -126,11 +149,14 @@ def label_picture(record: Record) -> bytes:
     return _picture(record.image, record.targets[0][0] > 0)
 
 
-def _picture(image: np.ndarray, mask: np.ndarray) -> bytes:
-    picture = Image.fromarray(draw_overlay(image, mask if mask.shape == image.shape[:2] else None))
-    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+def _picture(image: np.ndarray, *masks: np.ndarray) -> bytes:
+    """The image with each of the masks, side by side: a PNG."""
+    fitting = [mask if mask.shape == image.shape[:2] else None for mask in masks]
+    panels = [Image.fromarray(draw_overlay(image, mask)) for mask in fitting]
+    for panel in panels:
+        panel.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    Image.fromarray(np.concatenate([np.asarray(panel) for panel in panels], axis=1)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
 
 from imis_net.checkpoint import load_weights
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.harness import Score
 from imis_net.networks.build import BUILDERS
 from imis_net.networks.imis_net import IMISNet
-from imis_net.retraining.gate import answers
+from imis_net.retraining.gate import TargetKey, answers, box_masks
 from imis_net.retraining.trunk_store import TrunkStore
 from imis_net.training.dataset import Record
 from imis_net.training.finetune import FineTuned, FineTuning, Progress, fine_tune, save_fine_tuned
 from imis_net.training.trunk_features import TrunkFedSegmenter
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -47,14 +52,21 @@ class Tuner:
         return tuned
 
     def answers(self, weights: Path, records: Sequence[Record]) -> list[Score]:
-        network, features = self._loaded(weights)
-        scores = answers(TrunkFedSegmenter(network, features, self.device), records)
-        self.num_encoded += features.num_encoded
-        return scores
+        return self._asked(weights, lambda segmenter: answers(segmenter, records))
+
+    def box_masks(self, weights: Path, records: Sequence[Record]) -> dict[TargetKey, np.ndarray]:
+        """bool [H, W] of each target, as ``gate.box_masks`` has them."""
+        return self._asked(weights, lambda segmenter: box_masks(segmenter, records))
 
     def segmenter(self, weights: Path) -> TrunkFedSegmenter:
         """Some weights to ask, on the kept features."""
         return TrunkFedSegmenter(*self._loaded(weights), self.device)
+
+    def _asked(self, weights: Path, ask: Callable[[TrunkFedSegmenter], T]) -> T:
+        network, features = self._loaded(weights)
+        answer = ask(TrunkFedSegmenter(network, features, self.device))
+        self.num_encoded += features.num_encoded
+        return answer
 
     def _loaded(self, weights: Path) -> tuple[IMISNet, TrunkStore]:
         network = BUILDERS[self.model](**self.architecture)
