@@ -22,6 +22,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore  # noqa: E402
 from monailabel.interfaces.app import MONAILabelApp  # noqa: E402
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag  # noqa: E402
 from monailabel.interfaces.tasks.infer_v2 import InferTask  # noqa: E402
+from monailabel.interfaces.tasks.scoring import ScoringMethod  # noqa: E402
 from monailabel.interfaces.tasks.strategy import Strategy  # noqa: E402
 from monailabel.interfaces.tasks.train import TrainTask  # noqa: E402
 from monailabel.utils.async_tasks.task import AsyncTask  # noqa: E402
@@ -44,10 +45,11 @@ from lib.pool import WorkerPool  # noqa: E402
 from lib.prompt_log import PromptLog  # noqa: E402
 from lib.propagate import PropagateTask  # noqa: E402
 from lib.publication import Publication, served_weights  # noqa: E402
-from lib.retraining import RetrainTask, new_labels, retraining_dir  # noqa: E402
+from lib.retraining import RetrainTask, give_way, new_labels, retraining_dir  # noqa: E402
+from lib.score_store import ScoreStore  # noqa: E402
 from lib.segmenters import build_segmenter  # noqa: E402
 from lib.sessions import PromptMemory  # noqa: E402
-from lib.strategies import Scorer, strategies  # noqa: E402
+from lib.strategies import ScoreImages, Scorer, strategies  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
 from lib.versioned_datastore import VersionedLocalDatastore  # noqa: E402
@@ -65,10 +67,11 @@ class ImisApp(MONAILabelApp):
         if self.config.threads:
             torch.set_num_threads(self.config.threads)
         self.retraining_root = retraining_dir(self.config, studies)
-        self.is_training_process = sys.argv[1:3] == ["-m", "train"]  # how MONAI Label starts one
+        self.task = sys.argv[2] if sys.argv[1:2] == ["-m"] else ""  # how MONAI Label starts one in a process of its own
         _set_host_defaults()
-        if self.is_training_process:  # it would write back the list of labels that it began with
+        if self.task in ("train", "scoring"):  # they would write back the list of labels that they began with
             _set_host("MONAI_LABEL_DATASTORE_READ_ONLY", True)
+            give_way(self.config.retrain_threads)
         super().__init__(
             app_dir,
             studies,
@@ -93,13 +96,14 @@ class ImisApp(MONAILabelApp):
         )
 
     def init_infers(self) -> dict[str, InferTask]:
-        if self.is_training_process:  # serves nobody
+        if self.task == "train":  # it asks no model that serves
             return {}
         config = self.config
         state = state_dir(config, self.studies)
         segmenter = build_segmenter(config, served_weights(config, self.retraining_root), state / "graphs")
         self.telemetry = Telemetry()
-        keeps = config.disk_cache_bytes and config.segmenter != "triton"  # Triton keeps its own
+        # Triton keeps its own; and two processes in one folder would remove each other's files.
+        keeps = config.disk_cache_bytes and config.segmenter != "triton" and not self.task
         disk = EmbeddingDisk(state / "embeddings", config.disk_cache_bytes) if keeps else None
         self.engine = Engine(segmenter, config.cache_bytes, self.telemetry, disk, config.prefetch)
         labels = config.labels or segmenter.known_texts or tuple(category.name for category in load_categories())
@@ -114,7 +118,14 @@ class ImisApp(MONAILabelApp):
         return {"imis": RetrainTask(self.config, self.studies)}
 
     def init_strategies(self) -> dict[str, Strategy]:
-        return {} if self.is_training_process else strategies(Scorer(self.engine, self.datastore))
+        if self.task == "train":
+            return {}
+        scores = ScoreStore(state_dir(self.config, self.studies) / "scores.sqlite")
+        self.scorer = Scorer(self.engine, self.datastore, scores)
+        return strategies(self.scorer)
+
+    def init_scoring_methods(self) -> dict[str, ScoringMethod]:
+        return {} if self.task == "train" else {"uncertainty": ScoreImages(self.scorer)}
 
     def on_init_complete(self) -> None:
         """Only the server gets here; the processes of background tasks do not."""
@@ -192,7 +203,7 @@ def _set_host_defaults() -> None:
     """Where MONAI Label's own defaults do not work or say too much, in this process and in the tasks it starts."""
     if not settings.MONAI_LABEL_TRACKING_URI:  # MLflow refuses the default, a folder, and training would fail
         _set_host("MONAI_LABEL_TRACKING_ENABLED", False)
-    _set_host("MONAI_LABEL_AUTO_UPDATE_SCORING", False)  # there is no scoring method yet
+    _set_host("MONAI_LABEL_AUTO_UPDATE_SCORING", False)  # a process per save: the server scores by itself while idle
     if type(settings).model_fields["MONAI_LABEL_DATASTORE_FILE_EXT"].default == settings.MONAI_LABEL_DATASTORE_FILE_EXT:
         _set_host("MONAI_LABEL_DATASTORE_FILE_EXT", [f"*.{extension}" for extension in IMAGE_EXTENSIONS])
     # The second is MONAI Label's command, for the server and for each task.

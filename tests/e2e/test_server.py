@@ -355,3 +355,19 @@ def test_the_log_has_a_line_per_click_and_no_names(server: Server) -> None:
 def _tree(folder: Path) -> set[str]:
     skipped = ("server.log", ".lock", "answer.nrrd", "mask.nrrd", "datastore_v2.json")
     return {str(p) for p in folder.rglob("*") if not p.name.endswith(skipped)}
+
+
+def test_a_scoring_task_tells_the_strategies_what_the_model_is_unsure_of(server: Server) -> None:
+    """Breaks if MONAI Label's own scoring cannot be started, stops at a broken image, or its scores reach nobody."""
+    answer = requests.post(f"{server.url}/scoring/uncertainty", timeout=60)
+    assert answer.status_code == 200, answer.text
+    end = time.monotonic() + 120
+    while (task := requests.get(f"{server.url}/scoring/", timeout=60).json())["status"] not in ("DONE", "ERROR"):
+        assert time.monotonic() < end, task
+        time.sleep(0.5)
+    assert task["status"] == "DONE", task
+    num_images = len(requests.get(f"{server.url}/datastore/?output=all", timeout=60).json()["objects"])
+    assert any(f"scored {num_images} of {num_images}" in line for line in task["details"]), task
+    told = requests.post(f"{server.url}/activelearning/uncertain", json={}, timeout=60).json()
+    assert told["num_scored"] >= num_images - 2, told  # two of them are no images
+    assert told["id"] not in ("truncated", "no_image")

@@ -57,7 +57,7 @@ class Config:
         retrain: when to retrain, as five cron fields in the server's time zone; "" is never by the clock.
         retrain_after: new labels after which to retrain; 0 is never by count.
         retrain_minutes: what fine-tuning may take; retrain_steps: the most steps of it.
-        retrain_threads: torch threads of retraining; 0 is half of the cores.
+        retrain_threads: torch threads of a training or scoring process; 0 is half of the cores.
     """
 
     model: str = DEFAULT_MODEL

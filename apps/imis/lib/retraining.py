@@ -69,7 +69,6 @@ class RetrainTask(TrainTask):
         Raises:
             ImisError: with the reason in one sentence; production is as it was.
         """
-        give_way(self.settings.retrain_threads)
         status = Status(self.root)
         status.tell("running", "reading labels")
         try:

@@ -1,16 +1,21 @@
-"""Which image next: MONAI Label's strategies on scores that one thread makes while nobody waits for anything."""
+"""Which image next: MONAI Label's strategies, on scores that one thread makes while nobody waits for anything.
+
+Its scoring method makes them at once, in a process of its own.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monailabel.interfaces.datastore import Datastore
+from monailabel.interfaces.tasks.scoring import ScoringMethod
 from monailabel.interfaces.tasks.strategy import Strategy
 
 from imis_net.errors import ImisError
@@ -19,12 +24,14 @@ from imis_net.retraining.scoring import score_image
 from imis_net.retraining.selection import NEED_SCORES, STRATEGIES, ImageScore, choose
 from lib.infer import Engine
 from lib.pictures import Place
+from lib.score_store import Scored, ScoreStore
 
 log = logging.getLogger(__name__)
 
 TAKEN_S = 600
 """For so long an image that one annotator was given is not given to another."""
 REST_S = 5.0
+NUM_LEAST_SURE = 10
 DESCRIPTIONS = {
     "random": "Any image that has no label yet",
     "first": "In the order of their names",
@@ -37,9 +44,8 @@ DESCRIPTIONS = {
 class Scorer:
     """Scores the middle slice of every image with the model that is served; begins when it is first asked."""
 
-    def __init__(self, engine: Engine, datastore: Callable[[], Datastore]) -> None:
-        self.engine, self.datastore = engine, datastore
-        self._scores: dict[str, tuple[str, ImageScore | None]] = {}
+    def __init__(self, engine: Engine, datastore: Callable[[], Datastore], store: ScoreStore) -> None:
+        self.engine, self.datastore, self.store = engine, datastore, store
         self._stop = threading.Event()
         engine.prefetcher.give_way(self._stop)
         self._begun = threading.Lock()
@@ -51,7 +57,14 @@ class Scorer:
         with self._begun:
             if not self._thread.ident:
                 self._thread.start()
-        return {image: score for image, (_, score) in self._scores.copy().items()}
+        return {image: scored.score for image, scored in self.store.read().items()}
+
+    def score_missing(self) -> Iterator[tuple[int, int]]:
+        """Score each image that the served model has not been asked about; yields how many are done, of how many."""
+        missing = self._missing()
+        for done, image in enumerate(missing, start=1):
+            self._score_when_idle(image)
+            yield done, len(missing)
 
     def close(self) -> None:
         self._closed.set()
@@ -63,8 +76,7 @@ class Scorer:
         self.engine.is_warm.wait()
         while True:
             try:
-                for image in self._missing():
-                    self._score_when_idle(image)
+                deque(self.score_missing(), maxlen=0)
             except Exception as error:  # a study store that is away for a moment
                 log.warning("scoring failed: %s", type(error).__name__)
             if self._closed.wait(REST_S):
@@ -72,7 +84,7 @@ class Scorer:
 
     def _missing(self) -> list[str]:
         digest = self.engine.segmenter.weights_digest
-        known = {image for image, (of, _) in self._scores.items() if of == digest}
+        known = {image for image, scored in self.store.read().items() if scored.weights == digest}
         return [image for image in self.datastore().list_images() if image not in known]
 
     def _score_when_idle(self, image: str) -> None:
@@ -82,13 +94,13 @@ class Scorer:
             segmenter = self.engine.segmenter
             try:
                 with interruptible_by(self._stop):
-                    self._scores[image] = segmenter.weights_digest, self._score(image)
-                return
+                    score: ImageScore | None = self._score(image)
             except Interrupted:
                 continue
             except (ImisError, OSError):  # an image that cannot be read is nobody's next
-                self._scores[image] = segmenter.weights_digest, None
-                return
+                score = None
+            self.store.keep(image, Scored(segmenter.weights_digest, score))
+            return
 
     def _score(self, image: str) -> ImageScore:
         segmenter = self.engine.segmenter
@@ -116,6 +128,30 @@ class NextImage(Strategy):
         labelled = {image: scores.get(image) for image in datastore.get_labeled_images()}
         chosen = choose(self.name, {i: scores.get(i) for i in free}, labelled, np.random.default_rng())
         return {"id": chosen, "num_scored": sum(score is not None for score in scores.values())}
+
+
+class ScoreImages(ScoringMethod):
+    """What the server does little by little while it is idle, now; ``POST /scoring/uncertainty`` starts it."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        super().__init__("How unsure the served model is of each image, and what the image is like")
+        self.scorer = scorer
+
+    def __call__(self, request: Mapping[str, Any], datastore: Datastore) -> dict[str, object]:
+        """How many images were scored now, how many are, and the least sure of those without a label."""
+        done = 0
+        for done, of in self.scorer.score_missing():
+            print(f"scored {done} of {of}", flush=True)  # no names: this goes to the log
+        scores = {image: scored.score for image, scored in self.scorer.store.read().items()}
+        known = {image: score for image, score in scores.items() if score is not None}
+        left = [image for image in datastore.get_unlabeled_images() if image in known]
+        least_sure = sorted(left, key=lambda image: -known[image].uncertainty)[:NUM_LEAST_SURE]
+        return {
+            "num_scored_now": done,
+            "num_scored": len(known),
+            "num_unreadable": len(scores) - len(known),
+            "least_sure": {image: round(known[image].uncertainty, 4) for image in least_sure},
+        }
 
 
 def strategies(scorer: Scorer) -> dict[str, Strategy]:

@@ -20,7 +20,7 @@ from imis_net.networks.build import imis_net_compact
 from imis_net.retraining.run_tracking import EXPERIMENT
 from imis_net.retraining.schedule import RetrainingSchedule
 from imis_net.segmenter import load_segmenter
-from lib import model_routes, retraining
+from lib import model_routes
 from lib.config import Config
 from lib.infer import Engine
 from lib.publication import Publication
@@ -30,8 +30,7 @@ SIDE = 64
 
 
 @pytest.fixture
-def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(retraining, "give_way", lambda threads: None)  # or the whole test process would
+def config(tmp_path: Path) -> Config:
     torch.manual_seed(0)
     save_weights(imis_net_compact(SIDE), tmp_path / "base.safetensors", {}, half=True)
     return Config(weights=tmp_path / "base.safetensors", image_size=SIDE, retrain_minutes=0.05)
