@@ -39,6 +39,8 @@ DEFAULT, *OTHERS = STRATEGIES
 """The default is what a viewer shows first. It is wrong only if another is surely better."""
 NUM_HELD_OUT = 4
 """Slices of each stack that score; taken from its last quarter, away from those that can be labelled."""
+NUM_VALIDATION = 3
+"""Slices of each stack that choose a tuning's weights, from between the two: with one alone, chance refuses most."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,8 @@ def read_department(data: Path) -> Department:
         slices = [replace(r, patient=f"{stack} {n}") for n, r in enumerate(slices) if any(True for _ in r.masks())]
         last = slices[-len(slices) // 4 :]
         pool |= {r.patient: r for r in slices[: len(slices) * 6 // 10]}
-        validation.append(slices[len(slices) * 2 // 3])
+        between = slices[len(slices) * 6 // 10 + 1 : -len(slices) // 4]
+        validation += between[:: max(1, len(between) // NUM_VALIDATION)][:NUM_VALIDATION]
         held_out += last[:: max(1, len(last) // NUM_HELD_OUT)][:NUM_HELD_OUT]
     return Department(pool, validation, held_out)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,10 @@ class Row:
     beside: str = ""
 
     def __str__(self) -> str:
-        beside = f", {self.beside}" if self.beside else ""
-        return f"{self.setting}: {self.dice:.3f} (the paper, on its own data: {self.paper:.3f}{beside})"
+        dice = "not measured" if math.isnan(self.dice) else f"{self.dice:.3f}"
+        paper = "" if math.isnan(self.paper) else f"the paper, on its own data: {self.paper:.3f}"
+        beside = "; ".join(filter(None, (paper, self.beside)))
+        return f"{self.setting}: {dice}" + (f" ({beside})" if beside else "")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
