@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +31,8 @@ from imis_net.segmenter import TorchSegmenter, load_segmenter
 
 SLICES_PER_PROMPT = 10
 MAX_NUM_TARGETS = 2
-CACHE_BYTES = 256 << 20
+CACHE_BYTES = 2 << 30
+"""A volume's embeddings, so that its targets and both ways share them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +65,7 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     segmenter = load_segmenter()
-    sys.exit(report("propagation", [*_accuracy(segmenter, args.data), *_cost(segmenter)]))
+    sys.exit(report("propagation", chain(_cost(segmenter), _accuracy(segmenter, args.data))))
 
 
 def _accuracy(segmenter: TorchSegmenter, data: Path) -> Iterator[Claim]:
@@ -127,7 +129,10 @@ _CACHE = EmbeddingCache(CACHE_BYTES)
 
 
 def _cost(segmenter: TorchSegmenter) -> Iterator[Claim]:
-    """A bright cylinder in noise, 25 to 200 slices deep: what a slice more costs, and what stays in memory."""
+    """A bright cylinder in noise, 25 to 200 slices deep: what a slice more costs, and what stays in memory.
+
+    Comes first: the peak of what follows would hide its own.
+    """
     seconds, peaks_mb, depths = [], [], [25, 50, 100, 200]
     for depth in depths:
         volume = _cylinder(depth)

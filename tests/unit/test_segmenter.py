@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from imis_net.networks.build import imis_net_compact
+from imis_net import transforms
+from imis_net.networks.build import BUILDERS, imis_net_compact
 from imis_net.prompts import ImageEmbedding, Prompt
-from imis_net.segmenter import TorchSegmenter, _min_area
+from imis_net.segmenter import COMPACT_RULE, PUBLISHED_RULE, TorchSegmenter, _min_area, answer_rule
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +87,24 @@ def test_largest_box_that_is_let_in_gives_finite_masks(segmenter, embedding):
     prediction = segmenter.predict(embedding, Prompt(box=np.array([-1e6, -1e6, 1e6, 1e6])))
     assert np.isfinite(prediction.low_res_mask).all()
     assert 0 <= prediction.iou_prediction <= 1
+
+
+@pytest.mark.parametrize("rule", [PUBLISHED_RULE, COMPACT_RULE], ids=["published", "compact"])
+def test_a_mask_ends_where_its_networks_rule_says(segmenter, embedding, rule, monkeypatch):
+    """Breaks if the published networks' masks end elsewhere than the reference's, or ours where theirs do."""
+    monkeypatch.setattr(segmenter, "rule", rule)
+    prediction = segmenter.predict(embedding, clicks((20, 10)))
+    logits = torch.from_numpy(prediction.low_res_mask)[None, None]
+    full = transforms.logits_to_original(logits, embedding.original_size, segmenter.image_size)[0, 0].numpy()
+    assert ((full > PUBLISHED_RULE.mask_threshold) != (full > COMPACT_RULE.mask_threshold)).any()
+    np.testing.assert_array_equal(prediction.mask, full > rule.mask_threshold)
+
+
+def test_each_network_has_its_rule():
+    """Breaks if a published network answers by our rule, or the compact one by theirs."""
+    assert answer_rule("imis_net_compact") == COMPACT_RULE
+    assert {answer_rule(name) for name in BUILDERS if name != "imis_net_compact"} == {PUBLISHED_RULE}
+    assert PUBLISHED_RULE.mask_threshold == 0
 
 
 def test_only_names_may_be_answered_with_nothing():

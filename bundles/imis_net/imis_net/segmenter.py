@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,9 @@ from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 
 BUNDLE_DIR = Path(__file__).resolve().parents[1]
 DEFAULT_MODEL = "imis_net_compact"
+COMPACT_MASK_THRESHOLD = -0.5
+"""Where the compact model's masks end, in logits. The focal loss weighs background three times, so that a pixel of even
+odds learns a logit below 0. Chosen by box and click Dice on the patients that chose the checkpoint."""
 MIN_BOX_FILL = 0.05
 """Share of a tight box below which a mask is hardly what was boxed."""
 MIN_CLICKED_AREA = 4
@@ -72,9 +76,9 @@ class TorchSegmenter:
         self.device = torch.device(device)
         # The reference's nearest stretching for IMIS-Net; a network of our own is trained and served bilinearly.
         self.resize_mode = resize_mode(network)
-        self.may_answer_nothing = may_answer_nothing(network.name)
+        self.rule = answer_rule(network.name)
         self.encoder_digest = digest_of(network.image_encoder, self.resize_mode, str(network.image_size))
-        self.weights_digest = digest_of(network, self.encoder_digest)
+        self.weights_digest = digest_of(network, self.encoder_digest, repr(self.rule))
 
     @property
     def image_size(self) -> int:
@@ -113,8 +117,9 @@ class TorchSegmenter:
         size = embedding.original_size
         tensors = self._tensors(prompts, size)
         output = self.network.predict_masks(embedding.features, **tensors)
-        low_res, iou, index = output.best(None if self.may_answer_nothing else _min_area(tensors, len(prompts)))
-        masks = (transforms.logits_to_original(low_res, size, self.image_size) > 0)[:, 0].cpu().numpy()
+        low_res, iou, index = output.best(None if self.rule.may_answer_nothing else _min_area(tensors, len(prompts)))
+        logits = transforms.logits_to_original(low_res, size, self.image_size)
+        masks = (logits > self.rule.mask_threshold)[:, 0].cpu().numpy()
         rows = torch.arange(len(prompts))
         semantic = output.semantic_embeddings[rows, index].cpu().numpy()
         return [
@@ -145,9 +150,26 @@ class TorchSegmenter:
         return torch.from_numpy(np.stack(given)).to(self.device) if given else None
 
 
-def may_answer_nothing(name: str) -> bool:
-    """Whether an empty mask is an answer to a box or a click, as in the published rule of IMIS-Net."""
-    return name != DEFAULT_MODEL
+@dataclass(frozen=True)
+class AnswerRule:
+    """How a network's candidates become one mask.
+
+    Attributes:
+        may_answer_nothing: whether an empty mask is an answer to a box or a click.
+        mask_threshold: the logit above which a pixel belongs to the mask.
+    """
+
+    may_answer_nothing: bool
+    mask_threshold: float
+
+
+PUBLISHED_RULE = AnswerRule(may_answer_nothing=True, mask_threshold=0.0)
+COMPACT_RULE = AnswerRule(may_answer_nothing=False, mask_threshold=COMPACT_MASK_THRESHOLD)
+
+
+def answer_rule(name: str) -> AnswerRule:
+    """The rule of the network of this name: IMIS-Net's published one, or the compact model's own."""
+    return COMPACT_RULE if name == DEFAULT_MODEL else PUBLISHED_RULE
 
 
 def _min_area(tensors: Mapping[str, torch.Tensor | None], num_prompts: int) -> torch.Tensor:

@@ -93,7 +93,7 @@ class GraphSegmenter(TorchSegmenter):
         self.build = build
         self.network = GraphNetwork(local.network, folder, build, threads)  # type: ignore[assignment]
         self.device = torch.device("cpu")
-        self.resize_mode, self.may_answer_nothing = local.resize_mode, local.may_answer_nothing
+        self.resize_mode, self.rule = local.resize_mode, local.rule
         self.encoder_digest, self.weights_digest = local.encoder_digest, local.weights_digest
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from imis_net.networks.imis_net import PIXEL_MEAN, PIXEL_STD
 from imis_net.networks.mask_decoder import MaskPrediction
-from imis_net.segmenter import TorchSegmenter, may_answer_nothing
+from imis_net.segmenter import TorchSegmenter, answer_rule
 from imis_net.serving import repository as repo
 from imis_net.serving import tensors as names
 from imis_net.serving.repository import Manifest
@@ -58,7 +58,7 @@ class RemoteSegmenter(TorchSegmenter):
         self.network = RemoteNetwork(manifest, version, call)  # type: ignore[assignment]
         self.device = torch.device("cpu")
         self.resize_mode = manifest.resize_mode
-        self.may_answer_nothing = may_answer_nothing(manifest.name)
+        self.rule = answer_rule(manifest.name)
         self.encoder_digest = manifest.encoder_digest
         self.weights_digest = manifest.weights_digest
 
