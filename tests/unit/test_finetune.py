@@ -5,13 +5,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imis_net.checkpoint import load_weights, save_weights
+from imis_net.checkpoint import TRUNK, load_weights, save_weights
 from imis_net.errors import DatasetError
 from imis_net.networks.build import imis_net_compact
 from imis_net.segmenter import TorchSegmenter
 from imis_net.training.dataset import Record
-from imis_net.training.finetune import FineTuning, drop_trunk, fine_tune, save_fine_tuned
-from imis_net.training.trunk_features import TrunkCache, TrunkFedSegmenter
+from imis_net.training.finetune import FineTuning, fine_tune, save_fine_tuned
+from imis_net.training.trunk_features import OwnTrunk, TrunkCache, TrunkFedSegmenter
 
 SIDE = 64
 
@@ -38,7 +38,7 @@ def settings(**changes) -> FineTuning:
 def test_it_learns_without_touching_the_trunk(network):
     """Breaks if the trunk moves, an image is encoded more than once, or nothing is learnt."""
     trunk = {k: v.clone() for k, v in network.image_encoder.trunk.state_dict().items()}
-    cache, seen = TrunkCache(network), []
+    cache, seen = TrunkCache(OwnTrunk(network)), []
     training, validation = [record("1"), record("2")], [record("3"), record("4")]
     outcome = fine_tune(network, training, validation, settings(), cache, seen.append)
     assert all(v.equal(trunk[k]) for k, v in network.image_encoder.trunk.state_dict().items())
@@ -54,14 +54,18 @@ def test_features_from_elsewhere_need_no_trunk(network, tmp_path):
     """Breaks if training asks for a trunk that another process runs, or the saved file lacks its weights."""
     save_weights(network, tmp_path / "start.safetensors", {}, half=True)
     load_weights(network, tmp_path / "start.safetensors")
-    cache = TrunkCache(network)
+    cache = TrunkCache(OwnTrunk(network))
     records = [record("1"), record("2")]
     kept = {r.image.tobytes(): cache(r.image) for r in records}
-    drop_trunk(network)
-    fine_tune(network, records[:1], records[1:], settings(max_steps=3), lambda image: kept[image.tobytes()])
-    save_fine_tuned(network, tmp_path / "start.safetensors", tmp_path / "tuned.safetensors", {"who": "a test"})
+    headless = imis_net_compact(SIDE, with_trunk=False)
+    assert not list(headless.image_encoder.trunk.parameters())
+    load_weights(headless, tmp_path / "start.safetensors", leave_out=TRUNK)
+    fine_tune(headless, records[:1], records[1:], settings(max_steps=3), lambda image: kept[image.tobytes()])
+    headless.mask_decoder.mask_tokens.weight.data.fill_(0.5)
+    save_fine_tuned(headless, tmp_path / "start.safetensors", tmp_path / "tuned.safetensors", {"who": "a test"})
     start, tuned = (load_file(tmp_path / f"{name}.safetensors") for name in ("start", "tuned"))
     assert tuned.keys() == start.keys()
+    assert tuned["mask_decoder.mask_tokens.weight"].eq(0.5).all()
     assert tuned["image_encoder.trunk.conv_stem.weight"].equal(start["image_encoder.trunk.conv_stem.weight"])
     assert {v.dtype for v in tuned.values() if v.is_floating_point()} == {torch.float16}
     load_weights(imis_net_compact(SIDE), tmp_path / "tuned.safetensors")
@@ -92,7 +96,7 @@ def test_what_did_not_help_is_not_kept(network):
 def test_a_trunk_fed_segmenter_sees_what_the_whole_network_sees(network):
     """Breaks if fine-tuning normalises or resizes an image otherwise than serving does."""
     image = record("1").image
-    fed = TrunkFedSegmenter(network, TrunkCache(network)).encode_image(image)
+    fed = TrunkFedSegmenter(network, TrunkCache(OwnTrunk(network))).encode_image(image)
     whole = TorchSegmenter(network).encode_image(image)
     for ours, theirs in zip(fed.features, whole.features, strict=True):
         assert torch.allclose(ours, theirs, atol=0.02)  # kept in half precision

@@ -98,6 +98,7 @@ class RetrainTask(TrainTask):
             ),
             self.settings.architecture,
             self.settings.device,
+            self.settings.triton_url if self.settings.segmenter == "triton" else "",
             status.progress,
             lambda: os.getppid() != parent,  # the server is gone
         )

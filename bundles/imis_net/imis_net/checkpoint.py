@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
+import json
 import re
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -22,10 +25,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from imis_net.errors import CheckpointError
+from imis_net.files import replacing
 from imis_net.networks.image_encoder import PRETRAINED_SIDE
 
 StateDict = dict[str, Tensor]
-_TRUNK = "image_encoder.trunk."
+TRUNK = "image_encoder.trunk."
+"""Prefix of the image encoder's trunk in our layout."""
+_HEADER_SIZE_BYTES = 8
+_DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
 WRAPPERS = ("model_state_dict", "state_dict", "model")
 
 
@@ -52,13 +59,15 @@ class LoadReport:
         return "\n".join(f"{title} ({len(keys)}):\n  " + "\n  ".join(keys) for title, keys in parts if keys)
 
 
-def read_state_dict(path: Path) -> StateDict:
+def read_state_dict(path: Path, leave_out: str | None = None) -> StateDict:
     """Tensors by name from a safetensors or PyTorch file, unwrapped, without a ``module.`` prefix.
+
+    What a safetensors file has under the prefix ``leave_out`` is not read.
 
     Raises:
         CheckpointError: unreadable, or holding anything but tensors and plain containers.
     """
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pytorch(path)
+    content = _read_safetensors(path, leave_out) if path.suffix == ".safetensors" else _read_pytorch(path)
     for wrapper in WRAPPERS:
         if isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -68,12 +77,30 @@ def read_state_dict(path: Path) -> StateDict:
     return tensors
 
 
-def _read_safetensors(path: Path) -> dict:
+def _read_safetensors(path: Path, leave_out: str | None) -> dict:
+    with _opened(path) as file:
+        wanted = [key for key in file.keys() if leave_out is None or not key.startswith(leave_out)]  # noqa: SIM118
+        return {key: file.get_tensor(key) for key in wanted}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            yield file
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path.name}: not a readable safetensors file ({error})") from error
+
+
+def trunk_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """A safetensors file's trunk as ``trunk.state_dict()`` has it, one tensor in memory at a time, in order of keys.
+
+    Raises:
+        CheckpointError: not a readable safetensors file.
+    """
+    with _opened(path) as file:
+        for key in sorted(k for k in file.keys() if k.startswith(TRUNK)):  # noqa: SIM118 (not a dict)
+            yield key.removeprefix(TRUNK), file.get_tensor(key).float()
 
 
 def _read_pytorch(path: Path) -> dict:
@@ -89,13 +116,13 @@ def _read_pytorch(path: Path) -> dict:
     return dict(content)
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a file of our own layout, strictly.
+def load_weights(network: nn.Module, path: Path, leave_out: str | None = None) -> None:
+    """Load a file of our own layout, strictly, but for what it has under the prefix ``leave_out``.
 
     Raises:
         CheckpointError: unreadable, or with the list of missing, unexpected and wrongly shaped keys.
     """
-    report = fill(network, read_state_dict(path))
+    report = fill(network, read_state_dict(path, leave_out))
     if report.problems():
         raise CheckpointError(f"{path.name} does not fit this network\n{report.problems()}")
 
@@ -124,12 +151,34 @@ def save_weights(network: nn.Module, path: Path, metadata: Mapping[str, str], ha
         for k, v in network.state_dict().items()
         if not k.endswith("num_batches_tracked")
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        save_file(tensors, temporary, dict(metadata))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(path) as draft:
+        save_file(tensors, draft, dict(metadata))
+
+
+def rewrite_safetensors(source: Path, path: Path, values: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A copy of ``source`` with other values of some of its tensors, each in the file's precision; atomically.
+
+    What stays is copied from disk to disk, so that memory holds ``values`` alone.
+
+    Raises:
+        CheckpointError: ``source`` is gone or no safetensors file.
+        OSError: the disk is full or the folder missing; nothing is left behind.
+    """
+    with _opened(source) as file:
+        dtypes = {key: file.get_slice(key).get_dtype() for key in file.keys() if key in values}  # noqa: SIM118
+    with source.open("rb") as old:
+        header = json.loads(old.read(int.from_bytes(old.read(_HEADER_SIZE_BYTES), "little")))
+        header["__metadata__"] = dict(metadata)
+        head = json.dumps(header).encode()
+        head += b" " * (-len(head) % _HEADER_SIZE_BYTES)
+        with replacing(path) as draft, draft.open("wb") as new:
+            new.write(len(head).to_bytes(_HEADER_SIZE_BYTES, "little") + head)
+            start = new.tell()
+            shutil.copyfileobj(old, new)
+            for key, dtype in dtypes.items():
+                new.seek(start + header[key]["data_offsets"][0])
+                value = values[key].to(_DTYPES[dtype])
+                new.write(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def sha256(path: Path) -> str:
@@ -214,14 +263,14 @@ def resize_position_tables(state: StateDict) -> list[str]:
     Returns:
         the names of the tables that were resized.
     """
-    position = state.get(f"{_TRUNK}pos_embed")
+    position = state.get(f"{TRUNK}pos_embed")
     if position is None or position.ndim != 4 or position.shape[1] == PRETRAINED_SIDE:
         return []
     side = (PRETRAINED_SIDE, PRETRAINED_SIDE)
     table = F.interpolate(rearrange(position.float(), "1 h w c -> 1 c h w"), size=side, mode="bicubic")
-    state[f"{_TRUNK}pos_embed"] = rearrange(table, "1 c h w -> 1 h w c")
-    resized = [f"{_TRUNK}pos_embed"]
-    for key in [k for k in state if k.startswith(_TRUNK) and k.endswith(("rel_pos_h", "rel_pos_w"))]:
+    state[f"{TRUNK}pos_embed"] = rearrange(table, "1 c h w -> 1 h w c")
+    resized = [f"{TRUNK}pos_embed"]
+    for key in [k for k in state if k.startswith(TRUNK) and k.endswith(("rel_pos_h", "rel_pos_w"))]:
         if len(state[key]) == 2 * position.shape[1] - 1:  # a global block's; window blocks do not depend on the frame
             line = rearrange(state[key].float(), "n c -> 1 c n")
             line = F.interpolate(line, size=2 * PRETRAINED_SIDE - 1, mode="linear")

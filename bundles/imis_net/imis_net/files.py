@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -35,12 +37,19 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _replace(path: Path, content: bytes, is_durable: bool) -> None:
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path beside the target to write to; it becomes the target if the block ends well, and else goes."""
     draft = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:
-        draft.write_bytes(content)
-        if is_durable:  # before the rename, which may reach the disk first
-            sync(draft)
+        yield draft
         os.replace(draft, path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+def _replace(path: Path, content: bytes, is_durable: bool) -> None:
+    with replacing(path) as draft:
+        draft.write_bytes(content)
+        if is_durable:  # before the rename, which may reach the disk first
+            sync(draft)

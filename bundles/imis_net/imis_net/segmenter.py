@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -229,8 +229,24 @@ def _kind(prompt: Prompt) -> tuple[object, ...]:
 
 def digest_of(module: nn.Module, *facts: str) -> str:
     """16 hexadecimal digits of a module's tensors and of the facts that change what it answers."""
+    return _digest(sorted(module.state_dict().items()), *facts)
+
+
+def trunk_digest(network: IMISNet, tensors: Iterable[tuple[str, torch.Tensor]] | None = None) -> str:
+    """Identifies what makes a trunk's maps: its weights and the network's frame.
+
+    Args:
+        tensors: the trunk's, in order of keys, where the network was made without one (``checkpoint.trunk_tensors``).
+    """
+    own = sorted(network.image_encoder.trunk.state_dict().items()) if tensors is None else tensors
+    return _digest(own, resize_mode(network), str(network.image_size))
+
+
+def _digest(tensors: Iterable[tuple[str, torch.Tensor]], *facts: str) -> str:
     digest = hashlib.sha256("|".join(facts).encode())
-    for key, value in sorted(module.state_dict().items()):
+    for key, value in tensors:
+        if key.endswith("num_batches_tracked"):  # of training alone; files do not keep it
+            continue
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -19,13 +19,14 @@ class TritonPythonModel:
 
     def execute(self, requests):
         images = [pb.get_input_tensor_by_name(request, IMAGES).as_numpy() for request in requests]
+        wanted = [request.requested_output_names() for request in requests]
         try:
-            outputs = self.model.run({IMAGES: np.concatenate(images)})
+            outputs = self.model.run({IMAGES: np.concatenate(images)}, set().union(*wanted))
         except Exception as error:
             return [pb.InferenceResponse(error=pb.TritonError(str(error))) for _ in requests]
         ends = np.cumsum([len(image) for image in images])[:-1]
         parts = {name: np.split(array, ends) for name, array in outputs.items()}
         return [
-            pb.InferenceResponse([pb.Tensor(name, np.ascontiguousarray(part[i])) for name, part in parts.items()])
-            for i in range(len(requests))
+            pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(parts[n][i])) for n in names if n in parts])
+            for i, names in enumerate(wanted)
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imis_net import export
-from imis_net.adapters.graph_runtimes import Build, open_graph
+from imis_net.adapters.graph_runtimes import Build, Graph, open_graph
 from imis_net.networks.imis_net import IMISNet
 from imis_net.networks.mask_decoder import MaskPrediction
 from imis_net.networks.prompt_encoder import labelled_points
@@ -26,9 +27,17 @@ class GraphEncoder:
         self._trunk, self._neck = (open_graph(folder, name, build, threads) for name in (export.TRUNK, export.NECK))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
-        maps = self._trunk.run({self._trunk.input_names[0]: _array(images)})
-        features = self._neck.run(dict(zip(self._neck.input_names, maps, strict=True)))
-        return tuple(torch.from_numpy(feature) for feature in features)
+        return self.from_trunk(self.trunk_features(images))
+
+    def trunk_features(self, images: Tensor) -> tuple[Tensor, ...]:
+        return self._run(self._trunk, [images])
+
+    def from_trunk(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        return self._run(self._neck, maps)
+
+    def _run(self, graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        arrays = [_array(tensor) for tensor in tensors]
+        return tuple(map(torch.from_numpy, graph.run(dict(zip(graph.input_names, arrays, strict=True)))))
 
 
 class GraphDecoder:

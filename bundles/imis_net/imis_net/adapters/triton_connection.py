@@ -1,4 +1,4 @@
-"""Requests to the interactive Triton model: deadlines, bounded retries, shared memory, errors by their kind."""
+"""Requests to a model of a Triton server: deadlines, bounded retries, shared memory, errors by their kind."""
 
 from __future__ import annotations
 
@@ -30,8 +30,10 @@ LOOPBACKS = ("127.0.0.1", "localhost", "[::1]")
 class TritonConnection:
     """Safe to call from several threads: each has its own channel, as tritonclient asks."""
 
-    def __init__(self, url: str, use_shared_memory: bool) -> None:
+    def __init__(self, url: str, use_shared_memory: bool, model: str = wire.MODEL, priority: int = 0) -> None:
+        """``priority``: the model's own level for these requests, 1 being served first; 0 is its default."""
         self.url = url
+        self._model, self._priority = model, priority
         self._shares_memory = use_shared_memory and url.rsplit(":", 1)[0] in LOOPBACKS
         self._local = threading.local()
 
@@ -59,7 +61,9 @@ class TritonConnection:
         with ExitStack() as stack:
             inputs = [self._input(name, tensor, timeout_s, stack) for name, tensor in tensors.items()]
             wanted = [InferRequestedOutput(name) for name in outputs]
-            answer = self._client.infer(wire.MODEL, inputs, outputs=wanted, client_timeout=timeout_s)
+            answer = self._client.infer(
+                self._model, inputs, outputs=wanted, client_timeout=timeout_s, priority=self._priority
+            )
             arrays = {name: answer.as_numpy(name) for name in outputs}
         return {name: array for name, array in arrays.items() if array is not None}
 

@@ -1,4 +1,7 @@
-"""Every model of the family by name. The only owner of architecture numbers."""
+"""Every model of the family by name. The only owner of architecture numbers.
+
+A network made ``with_trunk=False`` has no image encoder's trunk: the trunk's maps come from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -63,26 +66,26 @@ VIT_L = ViTSize(1024, 24, 16, (5, 11, 17, 23))
 VIT_H = ViTSize(1280, 32, 16, (7, 15, 23, 31))
 
 
-def imis_net_vit_b(image_size: int = 1024, decoder_dim: int = 768) -> IMISNet:
+def imis_net_vit_b(image_size: int = 1024, decoder_dim: int = 768, with_trunk: bool = True) -> IMISNet:
     """IMIS-Net on SAM's ViT-B, the published size."""
-    return _imis_net(VIT_B, image_size, decoder_dim, "imis_net_vit_b")
+    return _imis_net(VIT_B, image_size, decoder_dim, with_trunk, "imis_net_vit_b")
 
 
-def imis_net_vit_l(image_size: int = 1024, decoder_dim: int = 768) -> IMISNet:
+def imis_net_vit_l(image_size: int = 1024, decoder_dim: int = 768, with_trunk: bool = True) -> IMISNet:
     """IMIS-Net on SAM's ViT-L."""
-    return _imis_net(VIT_L, image_size, decoder_dim, "imis_net_vit_l")
+    return _imis_net(VIT_L, image_size, decoder_dim, with_trunk, "imis_net_vit_l")
 
 
-def imis_net_vit_h(image_size: int = 1024, decoder_dim: int = 768) -> IMISNet:
+def imis_net_vit_h(image_size: int = 1024, decoder_dim: int = 768, with_trunk: bool = True) -> IMISNet:
     """IMIS-Net on SAM's ViT-H."""
-    return _imis_net(VIT_H, image_size, decoder_dim, "imis_net_vit_h")
+    return _imis_net(VIT_H, image_size, decoder_dim, with_trunk, "imis_net_vit_h")
 
 
-def imis_net_compact(image_size: int = COMPACT_IMAGE_SIZE) -> IMISNet:
+def imis_net_compact(image_size: int = COMPACT_IMAGE_SIZE, with_trunk: bool = True) -> IMISNet:
     """The small default: convolutional encoder, finer features for the decoder, prompts drawn as well as tokenised."""
     dim = COMPACT_DIM
     return IMISNet(
-        image_encoder=CompactImageEncoder(out_dim=dim),
+        image_encoder=CompactImageEncoder(dim, with_trunk),
         prompt_encoder=PromptEncoder(dim, image_size, DensePromptEncoder(image_size, (dim, dim // 4, dim // 8))),
         mask_decoder=MaskDecoder(dim, mlp_dim=COMPACT_MLP_DIM, use_fine_features=True),
         text_encoder=CategoryTextEncoder(COMPACT_CATEGORIES, dim=dim),
@@ -99,7 +102,7 @@ BUILDERS: dict[str, Callable[..., IMISNet]] = {
 }
 
 
-def _imis_net(size: ViTSize, image_size: int, decoder_dim: int, name: str) -> IMISNet:
+def _imis_net(size: ViTSize, image_size: int, decoder_dim: int, with_trunk: bool, name: str) -> IMISNet:
     if image_size < 4 * PATCH_PX or image_size % PATCH_PX:
         raise ValueError(f"image_size: expected a multiple of {PATCH_PX} such as 256, 512 or 1024, got {image_size}")
     if decoder_dim not in DECODER_DIMS:
@@ -111,6 +114,7 @@ def _imis_net(size: ViTSize, image_size: int, decoder_dim: int, name: str) -> IM
             num_heads=size.num_heads,
             global_attn_indexes=size.global_attn_indexes,
             out_dim=decoder_dim,
+            with_trunk=with_trunk,
         ),
         prompt_encoder=PromptEncoder(decoder_dim, image_size),
         mask_decoder=MaskDecoder(decoder_dim),

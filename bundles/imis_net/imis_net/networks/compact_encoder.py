@@ -21,11 +21,11 @@ CHANNELS = (24, 40, 112, 320)
 class CompactImageEncoder(ImageEncoder):
     """[B, 3, S, S] -> [B, C, S/16, S/16], [B, C/4, S/8, S/8], [B, C/8, S/4, S/4]."""
 
-    def __init__(self, out_dim: int) -> None:
+    num_trunk_maps = len(CHANNELS)
+
+    def __init__(self, out_dim: int, with_trunk: bool = True) -> None:
         super().__init__()
-        self.trunk = timm.create_model(
-            "efficientnet_lite0", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4), bn_eps=1e-3
-        )
+        self.trunk = _trunk() if with_trunk else nn.Identity()
         dim4, dim8, dim16, dim32 = CHANNELS
         self.lateral_32 = nn.Conv2d(dim32, out_dim, 1)
         self.lateral_16 = nn.Conv2d(dim16, out_dim, 1)
@@ -51,3 +51,10 @@ class CompactImageEncoder(ImageEncoder):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+
+def _trunk() -> nn.Module:
+    trunk: nn.Module = timm.create_model(
+        "efficientnet_lite0", pretrained=False, features_only=True, out_indices=(1, 2, 3, 4), bn_eps=1e-3
+    )
+    return trunk

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 class ImageEncoder(nn.Module):
     """Normalised images [B, 3, S, S] -> the embedding [B, C, S/16, S/16], then finer maps of encoders that have them.
 
-    The two halves can be called by themselves: whoever keeps a frozen trunk's features trains the neck without it.
+    The two halves can be called by themselves: whoever has a frozen trunk's features trains the neck without it, on an
+    encoder made ``with_trunk=False``.
     """
 
+    num_trunk_maps: ClassVar[int]
     trunk: nn.Module
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:

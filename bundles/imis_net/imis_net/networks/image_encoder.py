@@ -80,13 +80,21 @@ class ViTTrunk(nn.Module):
 class ImageEncoderViT(ImageEncoder):
     """Trunk and neck: normalised images [B, 3, S, S] -> (embedding [B, out_dim, S/16, S/16],)."""
 
+    num_trunk_maps = 1
     trunk: ViTTrunk
 
     def __init__(
-        self, embed_dim: int, depth: int, num_heads: int, global_attn_indexes: tuple[int, ...], out_dim: int
+        self,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        global_attn_indexes: tuple[int, ...],
+        out_dim: int,
+        with_trunk: bool = True,
     ) -> None:
         super().__init__()
-        self.trunk = ViTTrunk(embed_dim, depth, num_heads, global_attn_indexes)
+        trunk = ViTTrunk(embed_dim, depth, num_heads, global_attn_indexes) if with_trunk else nn.Identity()
+        self.trunk = trunk  # type: ignore[assignment]
         self.neck = nn.Sequential(
             nn.Conv2d(embed_dim, out_dim, kernel_size=1, bias=False),
             LayerNorm2d(out_dim),

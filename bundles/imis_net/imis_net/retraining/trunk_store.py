@@ -6,26 +6,23 @@ import numpy as np
 from torch import Tensor
 
 from imis_net.embedding_disk import EmbeddingDisk
-from imis_net.networks.imis_net import IMISNet
 from imis_net.prompts import ImageEmbedding
-from imis_net.segmenter import digest_of, resize_mode
-from imis_net.training.trunk_features import TrunkCache, image_key
+from imis_net.training.trunk_features import TrunkCache, TrunkFeatures, image_key
 
 
 class TrunkStore(TrunkCache):
-    """``TrunkCache`` that also looks on disk, under the image's digest and the trunk's; in half precision."""
+    """``TrunkCache`` that also looks on disk, under the image's digest and the trunk's."""
 
-    def __init__(self, network: IMISNet, disk: EmbeddingDisk) -> None:
-        super().__init__(network)
+    def __init__(self, source: TrunkFeatures, disk: EmbeddingDisk, trunk_digest: str) -> None:
+        super().__init__(source)
         self.disk = disk
-        trunk = network.image_encoder.trunk
-        self.trunk_digest = digest_of(trunk, resize_mode(network), str(network.image_size))
+        self.trunk_digest = trunk_digest
 
-    def _encode(self, image: np.ndarray) -> tuple[Tensor, ...]:
+    def _maps(self, image: np.ndarray) -> tuple[Tensor, ...]:
         key = f"trunk-{image_key(image)}-{self.trunk_digest}"
         kept = self.disk.read(key)
         if kept is not None:
             return kept.features
-        maps = tuple(m.half().cpu() for m in super()._encode(image))
+        maps = super()._maps(image)
         self.disk.write(key, ImageEmbedding(maps, (image.shape[0], image.shape[1]), self.trunk_digest))
         return maps

@@ -9,16 +9,18 @@ from typing import TypeVar
 
 import numpy as np
 
-from imis_net.checkpoint import load_weights
+from imis_net.adapters.triton_trunk import RemoteOrOwn, TritonTrunk
+from imis_net.checkpoint import TRUNK, load_weights, trunk_tensors
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.harness import Score
 from imis_net.networks.build import BUILDERS
 from imis_net.networks.imis_net import IMISNet
 from imis_net.retraining.gate import TargetKey, answers, box_masks
 from imis_net.retraining.trunk_store import TrunkStore
+from imis_net.segmenter import trunk_digest
 from imis_net.training.dataset import Record
 from imis_net.training.finetune import FineTuned, FineTuning, Progress, fine_tune, save_fine_tuned
-from imis_net.training.trunk_features import TrunkFedSegmenter
+from imis_net.training.trunk_features import OwnTrunk, TrunkFeatures, TrunkFedSegmenter
 
 T = TypeVar("T")
 
@@ -30,7 +32,9 @@ class Tuner:
     Attributes:
         model, architecture: a builder's name and arguments, as they are served.
         disk: where trunk features are kept between runs.
-        num_encoded: how often a trunk ran.
+        trunk_url: a Triton server that has the trunk, "" where it runs here. Then the network is made without one, and
+            gets one only if the server fails.
+        num_encoded: how often a trunk ran, here or there.
     """
 
     model: str
@@ -38,6 +42,7 @@ class Tuner:
     settings: FineTuning = field(default_factory=FineTuning)
     architecture: Mapping[str, int] = field(default_factory=dict)
     device: str = "cpu"
+    trunk_url: str = ""
     on_progress: Callable[[Progress], object] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
     num_encoded: int = 0
@@ -69,7 +74,16 @@ class Tuner:
         return answer
 
     def _loaded(self, weights: Path) -> tuple[IMISNet, TrunkStore]:
-        network = BUILDERS[self.model](**self.architecture)
-        load_weights(network, weights)
-        network.to(self.device).eval()
-        return network, TrunkStore(network, self.disk)
+        """The network, without a trunk where a server has one, and the trunk's features."""
+        network = self._network(weights, with_trunk=not self.trunk_url)
+        digest = trunk_digest(network, trunk_tensors(weights))
+        source: TrunkFeatures = OwnTrunk(network)
+        if self.trunk_url:
+            remote = TritonTrunk(self.trunk_url, network, digest)
+            source = RemoteOrOwn(remote, lambda: OwnTrunk(self._network(weights, with_trunk=True)))
+        return network, TrunkStore(source, self.disk, digest)
+
+    def _network(self, weights: Path, with_trunk: bool) -> IMISNet:
+        network = BUILDERS[self.model](**self.architecture, with_trunk=with_trunk)
+        load_weights(network, weights, leave_out=None if with_trunk else TRUNK)
+        return network.to(self.device).eval()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -17,6 +18,14 @@ from imis_net.serving import tensors as names
 from imis_net.serving.repository import GRAPHS, TORCH, WEIGHTS, Manifest
 
 Arrays = Mapping[str, np.ndarray]
+
+
+class Encoder(Protocol):
+    """The halves of an ``ImageEncoder``, whatever runs them."""
+
+    def trunk_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]: ...
+
+    def from_trunk(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]: ...
 
 
 class NetworkModel:
@@ -59,20 +68,30 @@ class NetworkModel:
 
 
 class EncoderModel(NetworkModel):
+    """Gives what the decoder reads; to whoever trains on a frozen trunk, that trunk's maps."""
+
     def open(self, folder: Path) -> None:
-        if self.manifest.backend == TORCH:
-            self.encode_image = self.load_network(folder).encode_image
-        else:
-            self.encode_image = GraphEncoder(folder / GRAPHS, self.manifest.build).encode_image
+        is_torch = self.manifest.backend == TORCH
+        self.encoder: Encoder = (
+            self.load_network(folder).image_encoder if is_torch else GraphEncoder(folder / GRAPHS, self.manifest.build)
+        )
 
     def example(self) -> dict[str, np.ndarray]:
         side = self.manifest.image_size
         return {names.IMAGES: np.zeros((1, 3, side, side), np.float32)}
 
     @torch.inference_mode()
-    def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        features = self.encode_image(self.given(inputs, [names.IMAGES])[names.IMAGES])
-        return _arrays(names.FEATURES[: len(features)], features)
+    def run(self, inputs: Arrays, wanted: Collection[str] = names.FEATURES) -> dict[str, np.ndarray]:
+        """``wanted``: names of outputs; what nobody wants is not computed."""
+        maps = self.encoder.trunk_features(self.given(inputs, [names.IMAGES])[names.IMAGES])
+        outputs: dict[str, np.ndarray] = {}
+        if not set(names.FEATURES).isdisjoint(wanted):
+            features = self.encoder.from_trunk(maps)
+            outputs |= _arrays(names.FEATURES[: len(features)], features)
+        if not set(names.TRUNK).isdisjoint(wanted):
+            outputs |= _arrays(names.TRUNK[: len(maps)], maps)
+            outputs[names.TRUNK_DIGEST] = np.full((len(maps[0]), 1), self.manifest.trunk_digest.encode(), np.object_)
+        return outputs
 
 
 class TextModel(NetworkModel):

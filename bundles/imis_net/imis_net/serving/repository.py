@@ -24,7 +24,7 @@ from imis_net.adapters.tensorrt import FACTS
 from imis_net.errors import ServingError
 from imis_net.export import DECODER as DECODER_GRAPHS
 from imis_net.export import NECK, TRUNK
-from imis_net.segmenter import TorchSegmenter
+from imis_net.segmenter import TorchSegmenter, trunk_digest
 from imis_net.serving.wire import MODEL as INTERACTIVE
 
 ENCODER, TEXT, DECODER = "imis_image_encoder", "imis_text_encoder", "imis_decoder"
@@ -49,6 +49,7 @@ class Manifest:
         backend, precision: what runs encoder and decoder, ``torch`` or a ``graph_runtimes.Build``; names are always
             embedded by torch.
         image_size, encoder_digest, weights_digest, known_texts, resize_mode: as the segmenter's.
+        trunk_digest: of the encoder's trunk alone (``segmenter.trunk_digest``).
     """
 
     name: str
@@ -61,6 +62,7 @@ class Manifest:
     architecture: dict[str, int] = field(default_factory=dict)
     backend: str = TORCH
     precision: str = "fp32"
+    trunk_digest: str = ""
 
     @property
     def build(self) -> Build:
@@ -93,6 +95,7 @@ def describe(segmenter: TorchSegmenter, architecture: dict[str, int], build: Bui
         resize_mode=segmenter.resize_mode,
         known_texts=segmenter.known_texts,
         architecture=architecture,
+        trunk_digest=trunk_digest(segmenter.network),
         **({} if build is None else asdict(build)),
     )
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 IMAGES = "images"  # FP32 [B, 3, S, S], normalised
 FEATURES = ("embedding", "fine_8", "fine_4")  # FP32 [B, C, S/16, S/16], then finer maps of encoders that have them
+TRUNK = ("trunk_0", "trunk_1", "trunk_2", "trunk_3")  # FP32 [B, C, H, W], as many as the encoder's trunk gives
+TRUNK_DIGEST = "trunk_digest"  # BYTES [B, 1], whose maps these are
 TEXTS = "texts"  # BYTES [B]
 TEXT = "text"  # FP32 [B, C]
 POINT_COORDS = "point_coords"  # FP32 [B, N, 2], model frame

@@ -1,7 +1,7 @@
 """Fine-tuning on a few labelled images in bounded time: neck, prompt encoder and decoder learn, the trunk does not.
 
 The trunk's features may come from anywhere (``trunk_features.TrunkFeatures``); with a provider, the network may even
-have had its trunk removed (``drop_trunk``).
+have been made without a trunk.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
-from imis_net.checkpoint import read_state_dict
+from imis_net.checkpoint import rewrite_safetensors
 from imis_net.errors import DatasetError
 from imis_net.evaluation.harness import evaluate, mean_dice
-from imis_net.files import write_atomically
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.imis_net import IMISNet
 from imis_net.training.augmentation import resize_mask
@@ -27,7 +25,7 @@ from imis_net.training.dataset import Record
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
 from imis_net.training.sampler import canonical_name
 from imis_net.training.splits import check_patients
-from imis_net.training.trunk_features import TrunkCache, TrunkFeatures, TrunkFedSegmenter, on_network
+from imis_net.training.trunk_features import OwnTrunk, TrunkCache, TrunkFeatures, TrunkFedSegmenter, on_network
 from imis_net.training.weight_average import WeightAverage, set_parameters
 
 WARMUP_STEPS = 20
@@ -120,7 +118,7 @@ def fine_tune(
     freeze_trunk(network)
     if not settings.learn_neck:
         network.image_encoder.requires_grad_(False)
-    run = _Run(network, settings, trunk_features or TrunkCache(network), validation)
+    run = _Run(network, settings, trunk_features or TrunkCache(OwnTrunk(network)), validation)
     run.start([r for r in records if any(True for _ in r.masks())])
     ended_by = ""
     while not ended_by:
@@ -136,23 +134,15 @@ def freeze_trunk(network: IMISNet) -> None:
     network.image_encoder.trunk.requires_grad_(False)
 
 
-def drop_trunk(network: IMISNet) -> None:
-    """Free the trunk's memory; from now on its features must come from elsewhere."""
-    network.image_encoder.trunk = nn.Identity()
-
-
 def save_fine_tuned(network: IMISNet, start: Path, path: Path, metadata: dict[str, str]) -> None:
-    """Write the whole network atomically, a dropped trunk's weights taken from ``start``, in the latter's precision.
+    """Write the whole network atomically in the precision of ``start``, with the trunk of that where it has none.
 
     Raises:
-        CheckpointError: ``start`` cannot be read any more.
+        CheckpointError: ``start`` cannot be read any more, or is no safetensors file.
         OSError: the disk is full or the folder missing; nothing is left behind.
     """
-    tensors = read_state_dict(start)
-    for key, value in network.state_dict().items():
-        if key in tensors:
-            tensors[key] = value.detach().cpu().to(tensors[key].dtype).contiguous()
-    write_atomically(path, to_safetensors(tensors, metadata))
+    learnt = {key: value.detach().cpu() for key, value in network.state_dict().items()}
+    rewrite_safetensors(start, path, learnt, metadata)
 
 
 class _Run:

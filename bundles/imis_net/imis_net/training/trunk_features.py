@@ -18,30 +18,44 @@ TrunkFeatures = Callable[[np.ndarray], tuple[Tensor, ...]]
 """uint8 RGB [H, W, 3] -> the trunk's maps, each with a leading axis of 1: a cache, a server, or ``TrunkCache``."""
 
 
-class TrunkCache:
-    """Runs a network's own trunk once per image and keeps the maps in memory, in half precision.
+def normalised(image: np.ndarray, network: IMISNet) -> Tensor:
+    """uint8 RGB [H, W, 3] -> what a trunk sees: float32 [1, 3, S, S]."""
+    pixels = transforms.to_model_frame(image, network.image_size, resize_mode(network)).to(network.device)
+    return (pixels - network.pixel_mean) / network.pixel_std
 
-    Attributes:
-        num_encoded: how often the trunk ran.
-    """
+
+class OwnTrunk:
+    """The maps of a network's own trunk."""
 
     def __init__(self, network: IMISNet) -> None:
         self.network = network
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray) -> tuple[Tensor, ...]:
+        return self.network.image_encoder.trunk_features(normalised(image, self.network))
+
+
+class TrunkCache:
+    """Asks once per image and keeps the maps in memory, in half precision.
+
+    Attributes:
+        num_encoded: how often a trunk ran.
+    """
+
+    def __init__(self, source: TrunkFeatures) -> None:
+        self.source = source
         self.num_encoded = 0
         self._kept: dict[str, tuple[Tensor, ...]] = {}
 
     def __call__(self, image: np.ndarray) -> tuple[Tensor, ...]:
         key = image_key(image)
         if key not in self._kept:
-            self._kept[key] = tuple(f.half() for f in self._encode(image))
+            self._kept[key] = self._maps(image)
         return self._kept[key]
 
-    @torch.no_grad()
-    def _encode(self, image: np.ndarray) -> tuple[Tensor, ...]:
-        network = self.network
+    def _maps(self, image: np.ndarray) -> tuple[Tensor, ...]:
         self.num_encoded += 1
-        pixels = transforms.to_model_frame(image, network.image_size, resize_mode(network)).to(network.device)
-        return network.image_encoder.trunk_features((pixels - network.pixel_mean) / network.pixel_std)
+        return tuple(m.half().cpu() for m in self.source(image))
 
 
 class TrunkFedSegmenter(TorchSegmenter):
