@@ -10,14 +10,16 @@ import torch
 
 from imis_net.adapters.graph_runtimes import Build
 from imis_net.adapters.triton import TritonSegmenter
+from imis_net.adapters.triton_trunk import TritonTrunk
 from imis_net.checkpoint import save_weights
 from imis_net.export import export
 from imis_net.images import read_volume
 from imis_net.prompts import Prompt
-from imis_net.segmenter import TorchSegmenter, load_segmenter, weights_path
+from imis_net.segmenter import TorchSegmenter, load_segmenter, trunk_digest, weights_path
 from imis_net.serving import repository as repo
 from imis_net.serving.reload import exchange
 from imis_net.serving.tritonserver import TritonServer, is_installed
+from imis_net.training.trunk_features import OwnTrunk
 
 pytestmark = pytest.mark.skipif(not is_installed(), reason="nvidia-pytriton, which holds the server, is not installed")
 
@@ -42,7 +44,8 @@ def assert_same(remote: TritonSegmenter, local: TorchSegmenter, image: np.ndarra
 def test_graphs_behind_triton_answer_as_torch_and_take_new_weights(
     default_segmenter: TorchSegmenter, default_graphs: Path, tmp_path: Path
 ) -> None:
-    """Breaks if a model runs another graph than its manifest says, or exchanged weights keep the old graphs."""
+    """Breaks if a model runs another graph than its manifest says, a training gets other maps than the trunk's, or
+    exchanged weights keep the old graphs."""
     build, image = Build("onnxruntime"), read_volume(SAMPLE).slice_rgb(0)
     repository = tmp_path / "repository"
     manifest = repo.describe(default_segmenter, {}, build)
@@ -58,6 +61,10 @@ def test_graphs_behind_triton_answer_as_torch_and_take_new_weights(
     with TritonServer(repository, repo.MODELS) as server:
         remote = TritonSegmenter(server.grpc_url, deadline_s=60)
         assert_same(remote, default_segmenter, image)
+        network = default_segmenter.network
+        trunk = TritonTrunk(server.grpc_url, network, trunk_digest(network))
+        for got, want in zip(trunk(image), OwnTrunk(network)(image), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
         facts = repo.describe(new, {}, build)
         assert exchange(server.grpc_url, repository, facts, tmp_path / "new.safetensors", tmp_path / "after") == 2
         again = TritonSegmenter(server.grpc_url, deadline_s=60)

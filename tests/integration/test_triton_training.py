@@ -12,12 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from imis_net.adapters.graph_runtimes import Build
 from imis_net.adapters.triton_trunk import TritonTrunk
 from imis_net.checkpoint import save_weights, trunk_tensors
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.errors import ServingError
-from imis_net.export import export
 from imis_net.networks.build import imis_net_compact
 from imis_net.retraining.tuner import Tuner
 from imis_net.segmenter import load_segmenter, trunk_digest
@@ -54,17 +52,12 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return weights(tmp_path_factory.mktemp("weights") / "start.safetensors", 0)
 
 
-@pytest.fixture(scope="module", params=["torch", "onnxruntime"])
-def server(request: pytest.FixtureRequest, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("triton")
+@pytest.fixture(scope="module")
+def server(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    repository = tmp_path_factory.mktemp("triton") / "repository"
     local = load_segmenter("imis_net_compact", start, image_size=SIDE)
-    build, graphs = None, None
-    if request.param != "torch":
-        build, graphs = Build(request.param), folder / "graphs"
-        export(local.network, graphs)
-    manifest = repo.describe(local, {"image_size": SIDE}, build)
-    repo.build(folder / "repository", ROOT / "triton_models", manifest, start, graphs)
-    with TritonServer(folder / "repository", [repo.ENCODER]) as running:
+    repo.build(repository, ROOT / "triton_models", repo.describe(local, {"image_size": SIDE}), start)
+    with TritonServer(repository, [repo.ENCODER]) as running:
         yield running.grpc_url
 
 
@@ -97,7 +90,7 @@ def test_a_training_without_a_trunk_makes_the_same_candidate(server: str, start:
     assert ours.keys() == theirs.keys() == before.keys()
     assert any(not theirs[key].equal(before[key]) for key in theirs)
     for key in ours:
-        torch.testing.assert_close(theirs[key], ours[key], rtol=0, atol=2e-3)  # two runtimes' maps, both halved
+        torch.testing.assert_close(theirs[key], ours[key], rtol=0, atol=2e-3)  # two processes' maps, both halved
         assert theirs[key].equal(before[key]) or not key.startswith("image_encoder.trunk.")
     scores = [made.answers(tmp_path / "h.safetensors", RECORDS[3:]) for made in (here, there)]
     assert [s.dice for s in scores[0]] == pytest.approx([s.dice for s in scores[1]], abs=0.02)
