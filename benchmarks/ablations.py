@@ -1,6 +1,6 @@
 """What the paper's training strategy is worth: a short training as it is, and without one part of it at a time.
 
-    python benchmarks/ablations.py --data DIR [--steps 400] [--out DIR2] [--only NAME ...]
+    python benchmarks/ablations.py --data DIR [--steps 400] [--images 1] [--out DIR2] [--only NAME ...]
 
 Each is the compact network on abdominal CT at 256 px, on the same images in the same order from the same seed: five
 named targets and five dense interactive masks of an image, a first prompt and K = 8 corrective rounds, from ImageNet.
@@ -74,39 +74,52 @@ RECIPES = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="a folder with an index.json")
-    parser.add_argument("--steps", type=int, default=400, help="of one image each (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=400, help="of each training (default: %(default)s)")
+    parser.add_argument("--images", type=int, default=1, help="of a step; to a GPU eight are little more than one")
     parser.add_argument("--out", type=Path, help="keep the trained weights here, and go on there")
     parser.add_argument("--only", nargs="*", choices=RECIPES, default=list(RECIPES))
     args = parser.parse_args()
     records = [r for r in read_index(args.data, ["train"], with_interactive_masks=True) if _is_abdominal_ct(r)]
+    validation = records_of(args.data, "val", "BTCV")
     with tempfile.TemporaryDirectory() as folder:
         out = args.out or Path(folder)
         rows = [_floors(args.data)]
         for name in args.only:
             recipe = RECIPES[name]
-            weights, seconds = trained(recipe, records, args.data, out / _slug(name), args.steps)
+            trainer = make_trainer(recipe, records, validation, out / _slug(name), args.steps, args.images)
+            weights, seconds = trained(trainer)
             segmenter = make_segmenter("compact", weights, SIDE)
-            beside = f"{args.steps * recipe.steps_factor} steps, {seconds / 60:.0f} min of training"
+            steps = args.steps * recipe.steps_factor
+            beside = f"{steps} steps of {args.images} images, {seconds / 60:.0f} min of training"
             rows += [Row(f"{name}: {what}", dice, beside=beside) for what, dice in _scores(segmenter, args.data)]
             print("\n".join(map(str, rows[-4:])), flush=True)
         write("ablations", rows)
 
 
-def trained(recipe: Recipe, records: Sequence[Record], data: Path, folder: Path, steps: int) -> tuple[Path, float]:
+def trained(trainer: Trainer) -> tuple[Path, float]:
     """The weights of a finished training, and how long it took [s]."""
+    folder = Path(trainer.out_dir)
     done = folder / "seconds.json"
     if not done.exists():
         began = time.monotonic()
-        make_trainer(recipe, records, data, folder, steps * recipe.steps_factor).run()
+        trainer.run()
         write_atomically(done, json.dumps(time.monotonic() - began).encode())
     return folder / "last.safetensors", float(json.loads(done.read_text()))
 
 
-def make_trainer(recipe: Recipe, records: Sequence[Record], data: Path, folder: Path, num_steps: int) -> Trainer:
+def make_trainer(
+    recipe: Recipe,
+    records: Sequence[Record],
+    validation: Sequence[Record],
+    folder: Path,
+    num_steps: int,
+    num_images: int = 1,
+) -> Trainer:
     stage = Stage(
         image_size=SIDE,
-        num_steps=num_steps,
-        num_images=1,
+        num_steps=num_steps * recipe.steps_factor,
+        num_images=num_images,
+        images_per_call=num_images,
         learning_rate=LEARNING_RATE,
         sampler=EpochSampler(
             records, SIDE, recipe.num_targets, recipe.num_interactive, COMPACT_CATEGORIES, "bilinear", seed=SEED
@@ -117,7 +130,7 @@ def make_trainer(recipe: Recipe, records: Sequence[Record], data: Path, folder: 
     return Trainer(
         build=imis_net_compact,
         stages=[stage],
-        validation=records_of(data, "val", "BTCV"),
+        validation=validation,
         out_dir=folder,
         initialise=start_from_imagenet if recipe.from_imagenet else None,
         validate_every=None,

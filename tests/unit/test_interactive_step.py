@@ -111,7 +111,7 @@ def test_a_perfect_mask_gets_a_confirming_click(network, targets):
     truth = targets.numpy()
     predicted = np.stack([truth[0], np.zeros_like(truth[1])])
     nothing = dict.fromkeys(("point_coords", "point_labels", "boxes", "text", "low_res_masks"))
-    prompt = step._next_prompt(nothing, torch.zeros(2, 1, 16, 16), predicted, truth, np.random.default_rng(0))
+    prompt = step._next_prompt(nothing, torch.zeros(2, 1, 16, 16), predicted, truth, [np.random.default_rng(0)] * 2)
     assert prompt["point_labels"].tolist() == [[1], [1]]
     for (x, y), target in zip(prompt["point_coords"][:, 0].long().tolist(), truth, strict=True):
         assert target[y, x]

@@ -19,15 +19,15 @@ def random_click(mask: np.ndarray, rng: np.random.Generator, closest_fraction: f
     Raises:
         PromptError: the mask is empty.
     """
-    y, x = np.nonzero(mask)
-    if len(x) == 0:
+    inside = np.flatnonzero(mask)
+    if len(inside) == 0:
         raise PromptError("cannot click in an empty mask")
     if closest_fraction < 1:
+        y, x = np.divmod(inside, mask.shape[1])
         order = np.argsort((x - x.mean()) ** 2 + (y - y.mean()) ** 2, kind="stable")
-        keep = order[: max(1, int(len(x) * closest_fraction))]
-        x, y = x[keep], y[keep]
-    i = rng.integers(len(x))
-    return np.array([x[i], y[i]], np.float32)
+        inside = inside[order[: max(1, int(len(inside) * closest_fraction))]]
+    y, x = divmod(int(inside[rng.integers(len(inside))]), mask.shape[1])
+    return np.array([x, y], np.float32)
 
 
 def jittered_box(
@@ -68,8 +68,8 @@ def correction_click(
 
     None where there is no error left.
     """
-    y, x = np.nonzero(predicted != target)
-    if len(x) == 0:
+    wrong = np.flatnonzero(predicted != target)
+    if len(wrong) == 0:
         return None
-    i = rng.integers(len(x))
-    return np.array([x[i], y[i]], np.float32), int(target[y[i], x[i]])
+    y, x = divmod(int(wrong[rng.integers(len(wrong))]), target.shape[1])
+    return np.array([x, y], np.float32), int(target[y, x])

@@ -38,12 +38,23 @@ class TextGrounding(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...], image_pe: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """``features``: the image embedding [1 or B, C, S/16, S/16] and its map at S/8; ``text``: [B, C]."""
-        at_16 = self.from_16(features[0]) + self.from_position(image_pe)
-        at_16 = at_16 + self.context(at_16)
-        at_8 = F.interpolate(at_16, scale_factor=2.0, mode="bilinear", align_corners=False) + self.from_8(features[1])
-        at_8 = at_8 + self.detail(at_8)
-        name = self.from_text(text) * GROUNDING_DIM**-0.5
+        at_8, name = self.places(features, image_pe), self.name(text)
         # One image for all names, or one for each; matmul lets the former share.
         product = rearrange(name, "b c -> b 1 c") @ rearrange(at_8, "b c h w -> b c (h w)")
         evidence = rearrange(product, "b 1 (h w) -> b 1 h w", h=at_8.shape[-2])
         return evidence, self.to_embedding(torch.tanh(F.avg_pool2d(evidence, 2) / 4))
+
+    def places(self, features: tuple[Tensor, ...], image_pe: Tensor) -> Tensor:
+        """What lies where: [I, GROUNDING_DIM, S/8, S/8] of I images."""
+        at_16 = self.from_16(features[0]) + self.from_position(image_pe)
+        at_16 = at_16 + self.context(at_16)
+        at_8 = F.interpolate(at_16, scale_factor=2.0, mode="bilinear", align_corners=False) + self.from_8(features[1])
+        return at_8 + self.detail(at_8)
+
+    def name(self, text: Tensor) -> Tensor:
+        """Text embeddings [K, C] -> [K, GROUNDING_DIM]; its product with a place is the evidence as a logit."""
+        return self.from_text(text) * GROUNDING_DIM**-0.5
+
+    def of_all(self, features: tuple[Tensor, ...], image_pe: Tensor, text: Tensor) -> Tensor:
+        """The evidence for each of K names in each of I images: [I, K, S/8, S/8]."""
+        return torch.einsum("kc,ichw->ikhw", self.name(text), self.places(features, image_pe))

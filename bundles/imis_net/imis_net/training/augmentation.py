@@ -89,6 +89,32 @@ def _start(size: int, at: int, length: int, rng: np.random.Generator) -> int:
     return at - int(rng.integers(length // 6, length - length // 6))
 
 
+def random_warp(rows: int, columns: int, rng: np.random.Generator) -> torch.Tensor:
+    """Where each pixel of a slightly turned, stretched and bent view comes from: float32 [1, rows, columns, 2], (x, y)
+    in -1..1. Sides are kept."""
+    turn, across, down = np.deg2rad(rng.uniform(-20, 20)), rng.uniform(0.85, 1.18), rng.uniform(0.85, 1.18)
+    cos, sin = np.cos(turn), np.sin(turn)
+    matrix = torch.tensor([[[cos * across, -sin * down, 0.0], [sin * across, cos * down, 0.0]]], dtype=torch.float32)
+    grid = F.affine_grid(matrix, [1, 1, rows, columns], align_corners=False)
+    num_knots = int(rng.integers(4, 9))
+    size = rng.uniform(0, 0.25) / num_knots  # knots move by a part of what lies between them: nothing folds
+    knots = torch.from_numpy(rng.normal(0, size, (1, 2, num_knots, num_knots)).astype(np.float32))
+    bend = F.interpolate(knots, size=(rows, columns), mode="bicubic", align_corners=True)
+    return grid + bend.permute(0, 2, 3, 1)
+
+
+def warp_image(image: np.ndarray, warp: torch.Tensor) -> np.ndarray:
+    """[H, W, 3] on 0..255 -> float32 of the same size; what comes from outside is 0."""
+    pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
+    return F.grid_sample(pixels, warp, mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+
+
+def warp_labels(label_map: np.ndarray, warp: torch.Tensor) -> np.ndarray:
+    """uint16 [H, W] -> the same, the nearest pixel."""
+    values = torch.from_numpy(label_map.astype(np.float32))[None, None]  # exact for 16 bits
+    return F.grid_sample(values, warp, mode="nearest", align_corners=False)[0, 0].numpy().astype(np.uint16)
+
+
 def resize_image(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """[H, W, 3] on 0..255 -> float32 [rows, columns, 3], antialiased."""
     pixels = torch.tensor(image).permute(2, 0, 1)[None].float()
@@ -112,7 +138,7 @@ def resize_labels(label_map: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 
 def random_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """float32 [S, S, 3] on 0..255 -> the same with another scanner's contrast."""
+    """[S, S, 3] on 0..255 -> uint8, as images are served, with another scanner's contrast."""
     x = image / 255.0
     if rng.random() < 0.5:  # a window: part of the range stretched to all of it
         low, high = rng.uniform(0, 0.35), rng.uniform(0.5, 1.0)
@@ -131,7 +157,7 @@ def random_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         x = x * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)
     if rng.random() < 0.1:  # stains and endoscopes are coloured
         x = x * rng.uniform(0.6, 1.2, (1, 1, 3))
-    return (np.clip(x, 0, 1) * 255).astype(np.float32)
+    return np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
 
 
 def synthetic_contrast(label_map: np.ndarray, background: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""One training step's interaction with one image: encode once, then a first prompt and K corrective rounds.
+"""One training step's interaction: each image encoded once, then a first prompt and K corrective rounds.
 
 Source: IMIS-Net (arXiv 2411.12814), section 4.2, simulated continuous interaction. IMIS-Bench's trainer detaches the
 embedding and replaces the click embeddings' parameters, so that neck and clicks never learn; here both do.
@@ -51,7 +51,7 @@ class InteractionPolicy:
 
 @dataclass
 class InteractiveStep:
-    """Computes the loss of one image's targets over all rounds, and each round's mean Dice."""
+    """Computes the loss of an image's targets, or of several images' in one call, and each round's mean Dice."""
 
     network: IMISNet
     policy: InteractionPolicy
@@ -70,7 +70,7 @@ class InteractiveStep:
 
         See ``rounds`` for the arguments.
         """
-        losses, dices = zip(*self.rounds(features, targets, texts, rng, pixel_size), strict=True)
+        losses, dices = zip(*self.rounds(features, targets, texts, [rng], [pixel_size]), strict=True)
         return torch.stack(losses).mean(), list(dices)
 
     def rounds(
@@ -78,59 +78,74 @@ class InteractiveStep:
         features: tuple[Tensor, ...],
         targets: Tensor,
         texts: Sequence[str] | None,
-        rng: np.random.Generator,
-        pixel_size: tuple[float, float] = (1.0, 1.0),
+        rngs: Sequence[np.random.Generator],
+        pixel_sizes: Sequence[tuple[float, float]],
     ) -> Iterator[tuple[Tensor, float]]:
         """The loss and the mean Dice of each round in turn; whoever calls may free a round's graph before the next.
 
+        Several images share a decoder call when their prompts are of the same kinds, so the first image's generator
+        draws those for all; where the clicks fall is each image's own.
+
         Args:
-            features: the encoder's output for it, batch axis 1.
-            targets: bool [B, S, S], none empty.
-            texts: the B targets' names, or None where not all have one that the network knows.
-            pixel_size: width and height of the original image's pixels in the model frame.
+            features: the encoder's output for I images, batch axis I.
+            targets: bool [I * B, S, S], B of each image in turn, none empty.
+            texts: the targets' names, or None where not all have one that the network knows.
+            rngs, pixel_sizes: for each image its generator, and width and height of the original image's pixels in
+                the model frame.
 
         Raises:
             DatasetError: an empty target.
         """
         if not targets.flatten(1).any(1).all():
             raise DatasetError("empty target: a training target needs at least one pixel")
+        num_targets = len(targets) // len(rngs)
+        if len(rngs) > 1:  # one image is shared by its targets without a copy
+            features = tuple(f.repeat_interleave(num_targets, dim=0) for f in features)
+        rngs = [rng for rng in rngs for _ in range(num_targets)]
+        sizes = [size for size in pixel_sizes for _ in range(num_targets)]
         truth = targets.cpu().numpy()
         truth_float = targets[:, None].to(features[0].dtype)
-        prompt = self._first_prompt(truth, texts, rng, features[0].device, pixel_size)
+        prompt = self._first_prompt(truth, texts, rngs, features[0].device, sizes)
         for round_index in range(self.policy.num_rounds + 1):
             with self.autocast():
                 output = self.network.predict_masks(features, **prompt)
             low_res, iou = output.low_res_masks.float(), output.iou_predictions.float()
             best = low_res[torch.arange(len(iou)), iou[:, 1:].argmax(1) + 1][:, None].detach()
             predicted = self._at_full_size(best)
-            yield self.loss(low_res, iou, truth_float), _mean_dice(predicted, truth)
+            yield self.loss(low_res, iou, truth_float), _mean_dice(predicted, targets)
             if round_index < self.policy.num_rounds:
-                prompt = self._next_prompt(prompt, best, predicted, truth, rng)
+                prompt = self._next_prompt(prompt, best, predicted.cpu().numpy(), truth, rngs)
 
-    def _at_full_size(self, low_res: Tensor) -> np.ndarray:
+    def _at_full_size(self, low_res: Tensor) -> Tensor:
+        """Logits [B, 1, S/4, S/4] -> bool [B, S, S]."""
         side = self.network.image_size
         full = F.interpolate(low_res, size=(side, side), mode="bilinear", align_corners=False)
-        return (full[:, 0] > 0).cpu().numpy()
+        return full[:, 0] > 0
 
     def _first_prompt(
         self,
         truth: np.ndarray,
         texts: Sequence[str] | None,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
         device: torch.device,
-        pixel_size: tuple[float, float],
+        pixel_sizes: Sequence[tuple[float, float]],
     ) -> dict[str, Tensor | None]:
-        kinds = self.policy.draw_first(rng, with_text=texts is not None)
+        """Generators and pixel sizes are each target's."""
+        kinds = self.policy.draw_first(rngs[0], with_text=texts is not None)
         prompt: dict[str, Tensor | None] = dict.fromkeys(
             ("point_coords", "point_labels", "boxes", "text", "low_res_masks")
         )
         if "click" in kinds:
-            clicks = np.stack([random_click(t, rng, self.policy.closest_fraction) for t in truth])[:, None]
-            prompt["point_coords"] = torch.from_numpy(clicks).to(device)
+            fraction = self.policy.closest_fraction
+            clicks = np.stack([random_click(t, rng, fraction) for t, rng in zip(truth, rngs, strict=True)])
+            prompt["point_coords"] = torch.from_numpy(clicks[:, None]).to(device)
             prompt["point_labels"] = torch.ones(len(truth), 1, dtype=torch.long, device=device)
         if "box" in kinds:
-            boxes = np.stack([jittered_box(t, rng, self.policy.max_offset_px, pixel_size) for t in truth])
-            prompt["boxes"] = torch.from_numpy(boxes).to(device)
+            offset = self.policy.max_offset_px
+            drawn = zip(truth, rngs, pixel_sizes, strict=True)
+            prompt["boxes"] = torch.from_numpy(np.stack([jittered_box(t, r, offset, s) for t, r, s in drawn])).to(
+                device
+            )
         if "text" in kinds and texts is not None:
             prompt["text"] = self.network.encode_text(texts)
         return prompt
@@ -141,10 +156,10 @@ class InteractiveStep:
         best: Tensor,
         predicted: np.ndarray,
         truth: np.ndarray,
-        rng: np.random.Generator,
+        rngs: Sequence[np.random.Generator],
     ) -> dict[str, Tensor | None]:
         coords, labels = [], []
-        for mask, target in zip(predicted, truth, strict=True):
+        for mask, target, rng in zip(predicted, truth, rngs, strict=True):
             # A perfect mask gets a confirming click, so that all targets have equally many.
             xy, label = correction_click(mask, target, rng) or (random_click(target, rng), 1)
             coords.append(xy)
@@ -154,7 +169,7 @@ class InteractiveStep:
         if self.policy.keep_clicks and prompt["point_coords"] is not None and prompt["point_labels"] is not None:
             new_coords = torch.cat([prompt["point_coords"], new_coords], dim=1)
             new_labels = torch.cat([prompt["point_labels"], new_labels], dim=1)
-        keep_mask = rng.random() < self.policy.mask_probability
+        keep_mask = rngs[0].random() < self.policy.mask_probability
         return {
             "point_coords": new_coords,
             "point_labels": new_labels,
@@ -164,6 +179,6 @@ class InteractiveStep:
         }
 
 
-def _mean_dice(predicted: np.ndarray, truth: np.ndarray) -> float:
+def _mean_dice(predicted: Tensor, truth: Tensor) -> float:
     overlap = (predicted & truth).sum((1, 2))
     return float((2 * overlap / (predicted.sum((1, 2)) + truth.sum((1, 2)))).mean())

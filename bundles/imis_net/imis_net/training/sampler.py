@@ -12,12 +12,16 @@ from imis_net.training.augmentation import (
     View,
     random_intensity,
     random_view,
+    random_warp,
     resize_image,
     resize_labels,
     resize_mask,
     synthetic_contrast,
+    warp_image,
+    warp_labels,
 )
 from imis_net.training.dataset import Record
+from imis_net.training.grounding import Coverage, coverage
 from imis_net.training.regions import appearance_regions, intensity_classes
 from imis_net.training.scenes import SOURCE, random_scene
 
@@ -31,16 +35,19 @@ class Example:
     """What one training step sees of one image.
 
     Attributes:
-        image: float32 [S, S, 3] on 0..255.
+        image: uint8 or float32 [S, S, 3] on 0..255.
         targets: bool [B, S, S].
         texts: the targets' names, or None where one has none.
         pixel_size: width and height of the original image's pixels in the model frame; annotators miss by those.
+        coverage: what each name that is known covers of the view, whether it is a target or not; empty where the
+            view or its painting leaves no name true.
     """
 
     image: np.ndarray
     targets: np.ndarray
     texts: tuple[str, ...] | None
     pixel_size: tuple[float, float] = (1.0, 1.0)
+    coverage: Coverage = field(default_factory=dict)
 
 
 @dataclass
@@ -62,6 +69,9 @@ class Sampler:
             pixels are much of a target.
         stretch_probability: share of views that are not square.
         scene_probability: share of drawn scenes.
+        warp_probability: share of views that are turned, stretched and bent a little.
+        complete: parts of sources' names in which every image is labelled completely, so that what another image of
+            the source has and this one lacks is absent from it.
     """
 
     records: Sequence[Record]
@@ -79,6 +89,8 @@ class Sampler:
     coarse_probability: float = 0.0
     stretch_probability: float = 0.0
     scene_probability: float = 0.0
+    warp_probability: float = 0.0
+    complete: Sequence[str] = ()
     min_pixels: int = 24
 
     def __post_init__(self) -> None:
@@ -87,6 +99,7 @@ class Sampler:
             raise DatasetError(f"nothing to draw from: {len(self.records)} records, none with a weight above 0")
         self._shares = share / share.sum()
         self._regions: dict[tuple[Record, int], np.ndarray] = {}
+        self._vocabularies = {part: self._vocabulary(part) for part in self.complete}
 
     def draw(self, rng: np.random.Generator) -> Example:
         """One example; tries again where a view cut all targets away.
@@ -118,6 +131,10 @@ class Sampler:
             return None
         view = self._view(record.image.shape, focus_map == rng.choice(values), rng)
         image, views = view.apply(record.image), [(view.apply(label_map), names) for label_map, names in maps]
+        if rng.random() < self.warp_probability:
+            warp = random_warp(*image.shape[:2], rng)
+            image = warp_image(image, warp)
+            views = [(warp_labels(label_map, warp), names) for label_map, names in views]
         rows, columns = self._resolution(rng)
         if rows < image.shape[0] or columns < image.shape[1]:
             smaller = min(rows, image.shape[0]), min(columns, image.shape[1])
@@ -132,7 +149,8 @@ class Sampler:
         ]
         if not named:
             return None
-        if rng.random() < self.synthetic_probability:
+        is_repainted = rng.random() < self.synthetic_probability
+        if is_repainted:
             label_map = resize_labels(views[rng.integers(len(views))][0], self.image_size, self.image_size)
             image = synthetic_contrast(label_map, image, rng)
         chosen = [named[i] for i in _choose(len(named), self.num_targets, rng)]
@@ -141,7 +159,25 @@ class Sampler:
             return None
         texts = tuple(canonical_name(name) for _, _, name in chosen)
         has_texts = view.keeps_sides and all(t in self.known_texts for t in texts)
-        return Example(random_intensity(image, rng), targets, texts if has_texts else None, pixel_size)
+        names_hold = view.keeps_sides and not is_repainted and not use_regions
+        covered = self._coverage(views, record.source) if names_hold else {}
+        return Example(random_intensity(image, rng), targets, texts if has_texts else None, pixel_size, covered)
+
+    def _vocabulary(self, part: str) -> list[str]:
+        records = [r for r in self.records if part in r.source]
+        names = {canonical_name(n) for r in records for _, names in r.targets for n in names.values()}
+        return sorted(names & set(self.known_texts))
+
+    def _coverage(self, views: Sequence[tuple[np.ndarray, dict[int, str]]], source: str) -> Coverage:
+        masks: dict[str, np.ndarray] = {}
+        for crop, names in views:
+            for value in np.unique(crop):
+                name = canonical_name(names.get(int(value), ""))
+                if value and name in self.known_texts:
+                    mask = crop == value
+                    masks[name] = masks[name] | mask if name in masks else mask
+        absent = [n for part, known in self._vocabularies.items() if part in source for n in known]
+        return coverage(masks, absent, self.image_size)
 
     def _region_share(self, record: Record) -> float:
         return self.region_probability if record.source != SOURCE else 0.0

@@ -15,12 +15,12 @@ from scipy.spatial import cKDTree
 
 from imis_net.training.dataset import Record
 
-MIN_SIDE, MAX_SIDE = 36, 256
+MIN_SIDE, MAX_SIDE = 28, 256
 SOURCE = "scene"
 
 
 def random_scene(rng: np.random.Generator) -> Record:
-    """A square grey image of 36 to 256 pixels with at least one label map; no target has a name."""
+    """A square grey image of 28 to 256 pixels with at least one label map; no target has a name."""
     targets: tuple[tuple[np.ndarray, dict[int, str]], ...] = ()
     while not targets:  # now and then everything drawn lies outside
         side = int(np.exp(rng.uniform(np.log(MIN_SIDE), np.log(MAX_SIDE))))
@@ -133,6 +133,9 @@ def _noise(side: int, sigma: float, rng: np.random.Generator) -> np.ndarray:
 
 
 def _finished(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The scanner: blur, noise."""
-    image = ndimage.gaussian_filter(image, rng.uniform(0, 1.6))
+    """The scanner: blur, along the axis of a microscope much more than across it, and noise."""
+    blur = np.full(2, rng.uniform(0, 1.6))
+    if rng.random() < 0.3:
+        blur[rng.integers(2)] *= rng.uniform(1, 4)
+    image = ndimage.gaussian_filter(image, blur)
     return image + rng.normal(0, rng.uniform(0, 0.06), image.shape)

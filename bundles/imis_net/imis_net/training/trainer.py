@@ -31,6 +31,7 @@ from imis_net.training.checkpointing import Place, read_place, restore, save_che
 from imis_net.training.dataset import Record
 from imis_net.training.distributed import World, joined
 from imis_net.training.epoch_sampler import EpochSampler
+from imis_net.training.grounding import Coverage, grounding_loss
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
 from imis_net.training.sampler import Example, Sampler
 from imis_net.training.schedules import Cosine, Schedule
@@ -55,6 +56,10 @@ class Stage:
             ``num_steps`` for samplers that know an epoch.
         learning_rate: its peak; ``schedule`` says what share of it a step gets.
         max_seconds: the stage ends after so long even if steps are left; the schedule follows whichever is nearer.
+        images_per_call: images that may share a decoder call, and then the kinds of their prompts; with one a GPU
+            is idle most of the time.
+        grounding_weight: of the loss on where each known name lies (``grounding_loss``), in a network that grounds
+            text.
     """
 
     image_size: int
@@ -67,6 +72,8 @@ class Stage:
     max_seconds: float = float("inf")
     num_epochs: int | None = None
     schedule: Schedule = field(default_factory=Cosine)
+    images_per_call: int = 1
+    grounding_weight: float = 0.0
 
     @property
     def total_steps(self) -> int:
@@ -282,25 +289,37 @@ class _Run:
         if not batch:
             return sums
         features = self._encode([examples[0].image for _, examples in batch])
-        leaves = [f.detach().float().requires_grad_() for f in features]
-        for i, (position, examples) in enumerate(batch):
-            own = tuple(leaf[i : i + 1] for leaf in leaves)
-            rng = np.random.default_rng([self.trainer.seed, self.place.stage, position, 1])
-            share = 1 / (stage.num_images * len(examples) * num_rounds)
-            for example in examples:
-                targets = torch.from_numpy(example.targets).to(self.world.device)
-                rounds = self.interact.rounds(own, targets, example.texts, rng, example.pixel_size)
-                for k, (loss, dice) in enumerate(rounds):
-                    # The text's embedding may be shared by all rounds: its graph must outlive the first.
-                    (loss * share).backward(retain_graph=True)
-                    sums[0] += loss.item() * share
-                    sums[2 + k] += dice
-                sums[1] += 1
+        leaves = tuple(f.detach().float().requires_grad_() for f in features)
+        self._ground(stage, leaves, [examples[0].coverage for _, examples in batch])
+        rngs = [np.random.default_rng([self.trainer.seed, self.place.stage, position, 1]) for position, _ in batch]
+        for images, examples in _calls([examples for _, examples in batch], stage.images_per_call):
+            own = tuple(leaf[images] for leaf in leaves)
+            targets = torch.from_numpy(np.concatenate([e.targets for e in examples])).to(self.world.device)
+            texts = None if examples[0].texts is None else [t for e in examples for t in e.texts or ()]
+            sizes = [e.pixel_size for e in examples]
+            share = sum(1 / len(batch[i][1]) for i in images) / (stage.num_images * num_rounds)
+            rounds = self.interact.rounds(own, targets, texts, [rngs[i] for i in images], sizes)
+            for k, (loss, dice) in enumerate(rounds):
+                # The text's embedding may be shared by all rounds: its graph must outlive the first.
+                (loss * share).backward(retain_graph=True)
+                sums[0] += loss.item() * share
+                sums[2 + k] += dice * len(images)
+            sums[1] += len(images)
         used = [(f, leaf.grad) for f, leaf in zip(features, leaves, strict=True) if f.requires_grad]
         gradients = [(f, g.to(f.dtype)) for f, g in used if g is not None]
         if gradients:
             torch.autograd.backward([f for f, _ in gradients], [g for _, g in gradients])
         return sums
+
+    def _ground(self, stage: Stage, features: tuple[Tensor, ...], coverages: Sequence[Coverage]) -> None:
+        """Gradients of the names' places, where the stage learns them."""
+        if not stage.grounding_weight:
+            return
+        with self.autocast():
+            loss = grounding_loss(self.network, features, coverages)
+        if loss is not None:
+            share = sum(bool(c) for c in coverages) / stage.num_images
+            (loss * (stage.grounding_weight * share)).backward()
 
     def _encode(self, images: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.world.device)
@@ -359,6 +378,24 @@ class _Positions(Dataset):
         if isinstance(sampler, EpochSampler):
             return position, sampler.draw_at(position, rng)
         return position, [sampler.draw(rng)]
+
+
+def _calls(images: Sequence[Sequence[Example]], limit: int) -> Iterator[tuple[list[int], list[Example]]]:
+    """The examples of a step by decoder call, with the index of each one's image.
+
+    Examples share a call if all or none of them have texts and they have equally many targets.
+    """
+    alike: dict[tuple[bool, int], list[tuple[int, Example]]] = {}
+    for i, examples in enumerate(images):
+        for example in examples:
+            waiting = alike.setdefault((example.texts is None, len(example.targets)), [])
+            waiting.append((i, example))
+            if len(waiting) == limit:
+                yield [i for i, _ in waiting], [e for _, e in waiting]
+                waiting.clear()
+    for waiting in alike.values():
+        if waiting:
+            yield [i for i, _ in waiting], [e for _, e in waiting]
 
 
 def _copied(to: IMISNet, network: IMISNet) -> IMISNet:
