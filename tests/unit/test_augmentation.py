@@ -5,7 +5,16 @@ import itertools
 import numpy as np
 import pytest
 
-from imis_net.training.augmentation import View, random_view, resize_labels, resize_mask, whole_view
+from imis_net.training.augmentation import (
+    View,
+    random_view,
+    random_warp,
+    resize_labels,
+    resize_mask,
+    warp_image,
+    warp_labels,
+    whole_view,
+)
 
 FLIPS = list(itertools.product((False, True), repeat=3))
 
@@ -66,3 +75,17 @@ def test_masks_and_labels_resize_to_the_same_place():
         ours, theirs = (np.flatnonzero(m.any(axis))[[0, -1]] for m in (by_label, by_mask))
         assert np.abs(ours - theirs).max() <= 1
     assert (by_label != by_mask).mean() < 0.02
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_bent_image_and_its_labels_stay_together(seed):
+    """Breaks if pixels and labels are bent differently, or the bending mirrors or loses the view."""
+    labels = np.zeros((90, 120), np.uint16)
+    labels[30:60, 40:80] = 60_000
+    warp = random_warp(90, 120, np.random.default_rng(seed))
+    bent, image = warp_labels(labels, warp), warp_image(np.repeat((labels[..., None] > 0) * np.uint8(200), 3, 2), warp)
+    assert set(np.unique(bent)) == {0, 60_000}
+    assert ((image[..., 0] > 100) != (bent > 0)).mean() < 0.01
+    assert 0.5 < (bent > 0).sum() / (labels > 0).sum() < 2
+    x = warp[0, 45, :, 0]
+    assert (np.diff(x.numpy()) > 0).all()

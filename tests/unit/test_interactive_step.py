@@ -144,3 +144,34 @@ def test_only_text_without_names_is_refused(network, targets):
     """Breaks if a policy of text alone meets an unnamed example and fails inside numpy."""
     with pytest.raises(DatasetError, match="no first prompt"):
         run(network, targets, first_prompts={"text": 1.0}, num_rounds=0)
+
+
+def test_images_that_share_a_call_get_what_each_gets_alone(network, targets):
+    """Breaks if a target meets another image's features."""
+    network.eval()
+    features = network.encode_image(torch.randn(2, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0)))
+    step = InteractiveStep(network, InteractionPolicy({"box": 1.0}, 0, max_offset_px=0), InteractiveLoss())
+    both = torch.cat([targets, targets.flip(2)])
+    ((together, dice),) = step.rounds(features, both, None, generators(2), [(1.0, 1.0)] * 2)
+    alone = [
+        step(tuple(f[i : i + 1] for f in features), both[2 * i : 2 * i + 2], None, generators(1)[0]) for i in (0, 1)
+    ]
+    network.train()
+    torch.testing.assert_close(together, (alone[0][0] + alone[1][0]) / 2, rtol=1e-4, atol=1e-6)
+    assert dice == pytest.approx((alone[0][1][0] + alone[1][1][0]) / 2, abs=1e-3)
+
+
+def test_each_images_own_pixels_move_its_boxes(network, targets):
+    """Breaks if the annotator of one image misses by the pixels of another."""
+    step = InteractiveStep(network, InteractionPolicy({"box": 1.0}), InteractiveLoss())
+    truth = torch.cat([targets, targets]).numpy()
+    sizes = [(0.0, 0.0)] * 2 + [(0.5, 0.25)] * 2
+    boxes = step._first_prompt(truth, None, generators(4), torch.device("cpu"), sizes)["boxes"]
+    moved = boxes[2:] - boxes[:2]
+    assert boxes[:2].tolist() == [[5, 10, 39, 29], [40, 40, 59, 59]]
+    assert moved.any(1).all()
+    assert (moved / torch.tensor([0.5, 0.25] * 2) % 1 == 0).all()
+
+
+def generators(number: int) -> list[np.random.Generator]:
+    return [np.random.default_rng(7 + i) for i in range(number)]

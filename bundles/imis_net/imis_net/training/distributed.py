@@ -75,10 +75,12 @@ def joined(device: str | None = None) -> Iterator[World]:
     """The world that torchrun's variables tell of, or this process alone.
 
     Args:
-        device: such as ``cpu`` or ``cuda:1``; by default a GPU of this process's own where there is one.
+        device: such as ``cpu`` or ``cuda:1``; by default a GPU of this process's own where there is one, which is
+            what ``cuda`` asks for, too.
     """
-    if device is None:
-        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" or (device is None and torch.cuda.is_available()):
+        device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    device = device or "cpu"
     if device.startswith("cuda"):
         torch.cuda.set_device(device)
     size = int(os.environ.get("WORLD_SIZE", 1))
