@@ -141,10 +141,12 @@ def test_training_recipe_runs(tmp_path):
         tmp_path,
         "--output_dir",
         tmp_path / "out",
-        "--stages#0#num_steps",
+        "--stages#2#num_steps",
         1,
+        "--stages#2#num_images",
+        2,
         "--trainer#stages",
-        "$@stages[:1]",
+        "$@stages[2:]",
     )
     assert done.returncode == 0, done.stderr[-2000:]
     entry = json.loads((tmp_path / "out" / "log.jsonl").read_text())
