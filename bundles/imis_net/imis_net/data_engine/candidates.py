@@ -17,8 +17,8 @@ import numpy as np
 from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Outcome, Rule
 from imis_net.data_engine.regions import bounding_box, pairwise_box_iou, pairwise_mask_iou, suppressed_by
 from imis_net.data_engine.settings import CandidateSettings
-from imis_net.prompts import Prediction, Prompt
-from imis_net.segmenter import Segmenter
+from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.segmenter import Segmenter, TorchSegmenter
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +45,23 @@ def propose(segmenter: Segmenter, image: np.ndarray, settings: CandidateSettings
     num_removed: Counter[str] = Counter()
     for prompts in _batches(grid_clicks(image.shape[0], image.shape[1], settings.grid_side), settings.batch_size):
         # Filtered batch by batch: a thousand full-size masks at once would be most of the memory.
-        outcome = filter_masks(map(as_mask, segmenter.predict_batch(embedding, prompts)), settings)
+        answers = _answers(segmenter, embedding, prompts, settings.min_predicted_iou)
+        outcome = filter_masks(map(as_mask, answers), settings)
         confident.extend(outcome.kept)
         num_removed.update(_last_rule(m) for m in outcome.removed)
+        num_removed[Rule.PREDICTED_IOU.value] += len(prompts) - len(answers)
     outcome = suppress(confident, settings)
     num_removed.update(_last_rule(m) for m in outcome.removed)
-    return Proposals(outcome.kept, dict(sorted(num_removed.items())))
+    return Proposals(outcome.kept, {rule: n for rule, n in sorted(num_removed.items()) if n})
+
+
+def _answers(
+    segmenter: Segmenter, embedding: ImageEmbedding, prompts: Sequence[Prompt], min_iou: float
+) -> list[Prediction]:
+    """A segmenter's masks; one that rates them before it draws them gives those above the bound alone."""
+    if isinstance(segmenter, TorchSegmenter):
+        return list(segmenter.predict_confident(embedding, prompts, min_iou).values())
+    return segmenter.predict_batch(embedding, prompts)
 
 
 def grid_clicks(height_px: int, width_px: int, grid_side: int) -> list[Prompt]:
