@@ -43,7 +43,7 @@ from imis_net.data_engine.names import load_names
 from imis_net.data_engine.pipeline import Propose, Run, SegmenterStage, make_folders, run_here
 from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Target
 from imis_net.data_engine.regions import mask_iou
-from imis_net.data_engine.semantics import Calibration, Guess, guess_by_text_prompts, precision_at_coverage
+from imis_net.data_engine.semantics import Named, draw_names, guess_by_drawn, precision_on_others
 from imis_net.data_engine.settings import load_settings
 from imis_net.data_engine.sources import find_sources
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
@@ -177,25 +177,19 @@ def compact_claims(data: Path, num_images: int) -> list[Claim]:
 
 
 def semantics_claims(data: Path) -> list[Claim]:
-    """Names for the sample's ground truths by text prompts: calibrated on half of the patients, told for the others."""
-    segmenter = load_segmenter()
-    names = {n.replace(" ", "_"): n for n in segmenter.known_texts or ()}
-    table = load_names()
-    by_class = {table.class_of(n, "CT", "BTCV"): n for n in names.values()}
-    guesses: list[list[Guess]] = [[], []]
-    truths: list[list[str]] = [[], []]
+    """Names for the sample's ground truths by text prompts, each half of the patients calibrated on the other."""
+    segmenter, table = load_segmenter(), load_names()
+    named: list[Named] = []
     for record in _sample(data):
-        known = [(by_class[n], m) for n, m in record.masks() if n in by_class]
-        half = int(hashlib.sha256(record.patient.encode()).hexdigest(), 16) % 2
-        embedding = segmenter.encode_image(record.image)
-        guesses[half] += guess_by_text_prompts(segmenter, embedding, [m for _, m in known], list(names.values()))
-        truths[half] += [n for n, _ in known]
-    calibration = Calibration(guesses[0], truths[0], SETTINGS.semantics)
-    proposals = [calibration.propose(g) for g in guesses[1]]
-    precision, coverage = precision_at_coverage(proposals, truths[1])
-    always = np.mean([g.name == t for g, t in zip(guesses[1], truths[1], strict=True)])
-    beside = f"coverage {coverage:.2f} of {len(proposals)} masks; naming all is right for {always:.2f}"
-    return [Claim("precision of proposed names", precision, SETTINGS.semantics.min_precision, beside=beside)]
+        drawn = draw_names(segmenter, segmenter.encode_image(record.image), segmenter.known_texts or ())
+        drawn = {table.class_of(n, "CT", "BTCV") or n: mask for n, mask in drawn.items()}
+        guesses = guess_by_drawn([m for _, m in record.masks()], drawn)
+        truths = [table.class_of(n, "CT", "BTCV") or n for n, _ in record.masks()]
+        named += [Named(g, t, record.patient) for g, t in zip(guesses, truths, strict=True)]
+    told = precision_on_others(named, SETTINGS.semantics)
+    always = np.mean([n.guess.name == n.truth for n in named])
+    beside = f"coverage {told.coverage:.2f} of {told.num_masks} masks; naming all is right for {always:.2f}"
+    return [Claim("precision of proposed names", told.precision, SETTINGS.semantics.min_precision, beside=beside)]
 
 
 def identity_claims(folder: Path) -> list[Claim]:
@@ -254,7 +248,7 @@ def _run(source: Path, out: Path, stage: Callable[[], Propose]) -> Run:
 
 def _build(source: Path, out: Path) -> Path:
     run = _run(source, out, GreyStage())
-    rejects = [r for _, found in run_here(run, find_sources(source)) for r in found if isinstance(r, Reject)]
+    rejects = [r for _, r in run_here(run, find_sources(source)) if isinstance(r, Reject)]
     assemble(out, "generated", run.classes, rejects, run.digest, FAST.ingest.duplicate_max_distance)
     return out
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Outcome, Rule
 from imis_net.data_engine.regions import bounding_box, pairwise_box_iou, pairwise_mask_iou, suppressed_by
+from imis_net.data_engine.semantics import draw_names
 from imis_net.data_engine.settings import CandidateSettings
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import Segmenter, TorchSegmenter
@@ -28,10 +29,12 @@ class Proposals:
     Attributes:
         candidates: best predicted first.
         num_removed: how many masks each rule took out.
+        drawn: what the model draws for each name it knows, bool [H, W]; empty where it knows none.
     """
 
     candidates: tuple[InteractiveMask, ...]
     num_removed: dict[str, int]
+    drawn: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def propose(segmenter: Segmenter, image: np.ndarray, settings: CandidateSettings) -> Proposals:
@@ -52,7 +55,8 @@ def propose(segmenter: Segmenter, image: np.ndarray, settings: CandidateSettings
         num_removed[Rule.PREDICTED_IOU.value] += len(prompts) - len(answers)
     outcome = suppress(confident, settings)
     num_removed.update(_last_rule(m) for m in outcome.removed)
-    return Proposals(outcome.kept, {rule: n for rule, n in sorted(num_removed.items()) if n})
+    drawn = draw_names(segmenter, embedding, segmenter.known_texts or ())
+    return Proposals(outcome.kept, {rule: n for rule, n in sorted(num_removed.items()) if n}, drawn)
 
 
 def _answers(
