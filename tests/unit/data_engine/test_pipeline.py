@@ -288,7 +288,7 @@ def test_unnamed_masks_get_a_proposed_name(source: Path, tmp_path: Path) -> None
     build(source, out, lambda: halves_with_names)
     assert propose_names(out, "digest", SETTINGS.semantics).coverage == 0, "two named masks calibrate nothing"
     assert {m["proposal"]["name"] for r in read_records(out) for m in r["masks"] if m["name"] is None} == {"unknown"}
-    propose_names(out, "digest", replace(SETTINGS.semantics, min_calibration_masks=2))
+    propose_names(out, "digest", replace(SETTINGS.semantics, min_precision=0.5, min_calibration_masks=2))
     rejects = build(source, out, lambda: halves_with_names)
     write_index(out)
     masks = next(read_index(out))["masks"]

@@ -80,8 +80,8 @@ def test_only_scores_that_were_right_are_told() -> None:
     assert calibration.propose(Guess("liver", 0.9)) == Proposal("liver", 1.0)
     assert calibration.propose(Guess("liver", 0.2)) == Proposal(UNKNOWN, 0.0)
     told = [n.truth == "liver" for n in named if calibration.propose(n.guess).name != UNKNOWN]
-    assert 0.9 <= np.mean(told) < 0.95, "as many are told as the precision allows"
-    assert len(told) == 56
+    assert 0.93 <= np.mean(told) < 0.97, "as many are told as the precision allows, surely enough"
+    assert len(told) == 53
 
 
 def test_equal_scores_are_told_together_or_not() -> None:
