@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from tqdm import tqdm
 from imis_net.data_engine.assembly import assemble
 from imis_net.data_engine.ingest import Reject, classes_of
 from imis_net.data_engine.names import NAMES_FILE, load_names
+from imis_net.data_engine.naming import propose_names
 from imis_net.data_engine.pipeline import Finished, Run, SegmenterStage, make_folders, run_digest, run_here
 from imis_net.data_engine.report import write_report
 from imis_net.data_engine.settings import SETTINGS_FILE, load_settings
@@ -30,6 +32,10 @@ from imis_net.data_engine.sources import Source, find_sources
 from imis_net.errors import ImisError
 from imis_net.segmenter import DEFAULT_MODEL
 
+LOG_INTERVAL_S = 30.0
+"""Between two lines of progress where nobody watches."""
+STOPPED = 130
+"""Exit status after Ctrl-C, as shells have it."""
 LEFT_OUT = 3
 """Exit status of a run that is done, but not with every image; 1 is Python's own, for what nobody foresaw."""
 
@@ -44,6 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         print(f"build_masks: cannot write: {error.strerror or error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("build_masks: stopped; the same command goes on from here", file=sys.stderr)
+        return STOPPED
     for reject in rejects[:10]:
         print(f"build_masks: left out {reject.stem}: {reject.reason}", file=sys.stderr)
     if len(rejects) > 10:
@@ -67,32 +76,31 @@ def build(args: argparse.Namespace) -> list[Reject]:
     run = Run(args.out.resolve(), settings, table, classes, stage, settings_and_model)
     rejects = [r for r in _finished(run, sources, args) if isinstance(r, Reject)]
     name = args.name or args.source.resolve().name
+    precision = propose_names(args.out, run.digest, settings.semantics)
     left_out = assemble(args.out, name, classes, rejects, run.digest, settings.ingest.duplicate_max_distance)
     if args.images_per_shard:
         write_shards(args.out, args.images_per_shard)
-    print(write_report(args.out, settings.report, left_out))
+    print(write_report(args.out, settings.report, left_out, precision))
     return left_out
 
 
 def _finished(run: Run, sources: list[Source], args: argparse.Namespace) -> Iterator[Finished]:
-    """Everything that comes out, with the sources' progress; time left is told by them."""
-    num_images = 0
-    with tqdm(total=len(sources), unit="source", disable=None) as progress:
-        if args.workers == 0 and args.ray_address is None:
-            for _, found in run_here(run, sources):
-                num_images += len(found)
-                progress.update()
-                progress.set_postfix(images=num_images)
-                yield from found
-            return
+    """Everything that comes out, with progress: sources begun, images, images per second and time left."""
+    if args.workers == 0 and args.ray_address is None:
+        found = run_here(run, sources)
+    else:
         from imis_net.data_engine.ray_pipeline import run_on_ray
 
-        seen: set[str] = set()
-        for source, one in run_on_ray(run, sources, max(1, args.workers), args.ray_address, args.gpus_per_model):
-            num_images += 1
+        found = run_on_ray(run, sources, max(1, args.workers), args.ray_address, args.gpus_per_model)
+    seen: set[str] = set()
+    start_s = time.monotonic()
+    interval_s = 0.1 if sys.stderr.isatty() else LOG_INTERVAL_S
+    with tqdm(total=len(sources), unit="source", mininterval=interval_s, maxinterval=interval_s) as progress:
+        for num_images, (source, one) in enumerate(found, 1):
+            rate = num_images / (time.monotonic() - start_s)
+            progress.set_postfix_str(f"{num_images} images, {rate:.2f} images/s", refresh=False)
             progress.update(source not in seen)
             seen.add(source)
-            progress.set_postfix(images=num_images)
             yield one
 
 

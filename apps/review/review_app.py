@@ -15,6 +15,7 @@ from fastapi import FastAPI, HTTPException, Query, Response
 from fastapi.responses import FileResponse, HTMLResponse
 from PIL import Image
 from pydantic import BaseModel, Field
+from scipy import ndimage
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from imis_net.data_engine.assembly import read_index
@@ -107,7 +108,8 @@ def _found(out: Path, stem: str, stems: list[str]) -> dict[str, Any]:
 
 def _tint(mask: np.ndarray) -> bytes:
     rgba = np.zeros((*mask.shape, 4), np.uint8)
-    rgba[mask] = (255, 176, 0, 110)
+    rgba[mask] = (255, 176, 0, 90)
+    rgba[mask & ~ndimage.binary_erosion(mask)] = (255, 176, 0, 255)
     buffer = io.BytesIO()
     Image.fromarray(rgba).save(buffer, "PNG")
     return buffer.getvalue()

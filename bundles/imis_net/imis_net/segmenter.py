@@ -18,6 +18,7 @@ from imis_net.checkpoint import load_weights
 from imis_net.errors import CheckpointError, PromptError
 from imis_net.networks.build import BUILDERS
 from imis_net.networks.imis_net import IMISNet
+from imis_net.networks.mask_decoder import MaskPrediction
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 
 BUNDLE_DIR = Path(__file__).resolve().parents[1]
@@ -99,6 +100,24 @@ class TorchSegmenter:
 
     @torch.inference_mode()
     def predict_batch(self, embedding: ImageEmbedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+        predictions = self._predict(embedding, prompts, None)
+        return [predictions[i] for i in range(len(prompts))]
+
+    @torch.inference_mode()
+    def predict_confident(
+        self, embedding: ImageEmbedding, prompts: Sequence[Prompt], min_iou: float
+    ) -> dict[int, Prediction]:
+        """The answers of ``predict_batch`` whose predicted IoU is above a bound, by the prompts' positions.
+
+        A network that runs here does not draw the others, which is most of the work where few pass.
+        """
+        predictions = self._predict(embedding, prompts, min_iou)
+        return {i: predictions[i] for i in sorted(predictions) if predictions[i].iou_prediction > min_iou}
+
+    def _predict(
+        self, embedding: ImageEmbedding, prompts: Sequence[Prompt], min_iou: float | None
+    ) -> dict[int, Prediction]:
+        """By the prompts' positions; those surely not above the bound may be missing."""
         if embedding.encoder_digest != self.encoder_digest:
             raise PromptError("image embedding was made by another encoder; encode the image again")
         height, width = embedding.original_size
@@ -109,22 +128,36 @@ class TorchSegmenter:
         predictions: dict[int, Prediction] = {}
         # Only prompts of one kind and number of clicks share a call: padding would change the masks.
         for members in groups.values():
-            answers = self._predict_alike(embedding, [prompts[i] for i in members])
-            predictions.update(zip(members, answers, strict=True))
-        return [predictions[i] for i in range(len(prompts))]
+            answers = self._predict_alike(embedding, [prompts[i] for i in members], min_iou)
+            predictions.update((members[row], answer) for row, answer in answers)
+        return predictions
 
-    def _predict_alike(self, embedding: ImageEmbedding, prompts: Sequence[Prompt]) -> list[Prediction]:
+    def _predict_alike(
+        self, embedding: ImageEmbedding, prompts: Sequence[Prompt], min_iou: float | None
+    ) -> Iterable[tuple[int, Prediction]]:
         size = embedding.original_size
         tensors = self._tensors(prompts, size)
-        output = self.network.predict_masks(embedding.features, **tensors)
-        low_res, iou, index = output.best(None if self.rule.may_answer_nothing else _min_area(tensors, len(prompts)))
+        min_area = None if self.rule.may_answer_nothing else _min_area(tensors, len(prompts))
+        if min_iou is not None and isinstance(self.network, IMISNet):
+            rows, output = self.network.predict_confident(embedding.features, min_iou, **tensors)
+            if not len(rows):
+                return []
+            min_area = None if min_area is None else min_area[rows.cpu()]
+        else:
+            rows, output = torch.arange(len(prompts)), self.network.predict_masks(embedding.features, **tensors)
+        return zip(rows.tolist(), self._answers(output, min_area, size), strict=True)
+
+    def _answers(
+        self, output: MaskPrediction, min_area: torch.Tensor | None, size: tuple[int, int]
+    ) -> list[Prediction]:
+        low_res, iou, index = output.best(min_area)
         logits = transforms.logits_to_original(low_res, size, self.image_size)
         masks = (logits > self.rule.mask_threshold)[:, 0].cpu().numpy()
-        rows = torch.arange(len(prompts))
+        rows = torch.arange(len(index))
         semantic = output.semantic_embeddings[rows, index].cpu().numpy()
         return [
             Prediction(masks[b], float(iou[b].clamp(0, 1)), low_res[b, 0].cpu().numpy(), semantic[b])
-            for b in range(len(prompts))
+            for b in range(len(index))
         ]
 
     def _tensors(self, prompts: Sequence[Prompt], size: tuple[int, int]) -> dict[str, torch.Tensor | None]:

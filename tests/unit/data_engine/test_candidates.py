@@ -14,6 +14,7 @@ from imis_net.data_engine import candidates as cand
 from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Rule, Step
 from imis_net.data_engine.settings import CandidateSettings
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.segmenter import TorchSegmenter
 
 SETTINGS = CandidateSettings(4, 5, 0.85, {}, 0.7, "box", 0.8)
 
@@ -177,3 +178,18 @@ def test_sam_uses_its_own_generator() -> None:
     scores = [c.score for c in proposals.candidates]
     assert scores == sorted(scores, reverse=True)
     assert proposer.generator.box_nms_thresh == 0.7
+
+
+def test_what_is_rated_low_is_not_drawn(default_segmenter: TorchSegmenter) -> None:
+    """Breaks if rating before drawing changes a mask, loses one, or counts another number as removed."""
+    image = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
+    embedding = default_segmenter.encode_image(image)
+    clicks = cand.grid_clicks(64, 80, 4)
+    answers = default_segmenter.predict_batch(embedding, clicks)
+    bound = sorted(a.iou_prediction for a in answers)[8]
+    confident = default_segmenter.predict_confident(embedding, clicks, bound)
+    assert list(confident) == [i for i, a in enumerate(answers) if a.iou_prediction > bound]
+    assert all((m.mask == answers[i].mask).mean() > 0.999 for i, m in confident.items())
+    proposals = cand.propose(default_segmenter, image, replace(SETTINGS, batch_size=16, min_predicted_iou=bound))
+    assert proposals.num_removed["predicted_iou"] == 16 - len(confident)
+    assert default_segmenter.predict_confident(embedding, clicks, 1.0) == {}

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
 
 from imis_net.data_engine.ingest import Reject, Sample, classes_of, read_samples, split_of
 from imis_net.data_engine.names import load_names
@@ -183,12 +185,54 @@ def test_splits_keep_patients_together(tmp_path: Path) -> None:
     assert split_of(replace(source, split="test"), 0.0) == "test"
 
 
+def write_slice(path: Path, pixels: np.ndarray, **tags: object) -> None:
+    """A CT slice, uint16 [H, W], as a DICOM file."""
+    dataset = pydicom.Dataset()
+    dataset.file_meta = pydicom.dataset.FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.is_little_endian, dataset.is_implicit_VR = True, False
+    dataset.SOPClassUID, dataset.Modality, dataset.PatientID = CTImageStorage, "CT", "p"
+    dataset.SOPInstanceUID = pydicom.uid.generate_uid()
+    dataset.file_meta.MediaStorageSOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.Rows, dataset.Columns = pixels.shape
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 16, 16, 15, 0
+    dataset.PixelData = pixels.tobytes()
+    pydicom.dcmwrite(path, dataset, write_like_original=False)
+
+
+def test_dicom_and_other_files_share_a_folder(tmp_path: Path) -> None:
+    """Breaks if files without a suffix are overlooked, a damaged one is not told, DICOM hides what lies beside it, or
+    two series in one folder end the run."""
+    volume(tmp_path)
+    pixels = np.arange(64, dtype=np.uint16).reshape(8, 8)
+    for folder, series in (("one", "1"), ("two", "2"), ("two", "3")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        write_slice(tmp_path / folder / f"IM{series}", pixels, SeriesInstanceUID=f"1.2.{series}")
+    (tmp_path / "broken.dcm").write_bytes(b"no image at all")
+    items = read(tmp_path, axes=(2,))
+    assert {i.stem for i in items if isinstance(i, Sample)} == {
+        "one_IM1",
+        *(f"case_one_z{k:04d}" for k in range(4, 10)),
+    }
+    reasons = {i.stem: i.reason for i in items if isinstance(i, Reject)}
+    assert set(reasons) == {"broken", "two_IM2", "two_IM3"}
+    assert "2 series" in reasons["two_IM2"]
+
+
+@pytest.mark.skipif(not DICOM_SEG.is_file(), reason="the DICOM SEG sample is not on this machine")
+def test_a_dicom_seg_without_its_series_is_told(tmp_path: Path) -> None:
+    """Breaks if labels of an incomplete export vanish without a word."""
+    (tmp_path / "liver.dcm").write_bytes(DICOM_SEG.read_bytes())
+    assert only_reason(read(tmp_path)) == "liver.dcm: a DICOM SEG whose series is not here"
+
+
 @pytest.mark.skipif(not DICOM_SEG.is_file(), reason="the DICOM SEG sample is not on this machine")
 def test_dicom_seg_lands_on_its_series(tmp_path: Path) -> None:
     """Breaks if segments are read in another order of slices than the series they refer to."""
-    import pydicom
-    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
-
     seg = pydicom.dcmread(DICOM_SEG)
     (tmp_path / "seg").mkdir()
     (tmp_path / "ct").mkdir()
@@ -196,24 +240,14 @@ def test_dicom_seg_lands_on_its_series(tmp_path: Path) -> None:
     frames = seg.pixel_array
     plane = seg.SharedFunctionalGroupsSequence[0]
     for i, group in enumerate(seg.PerFrameFunctionalGroupsSequence):
-        ds = pydicom.Dataset()
-        ds.file_meta = pydicom.dataset.FileMetaDataset()
-        ds.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-        ds.is_little_endian, ds.is_implicit_VR = True, False
-        ds.SOPClassUID, ds.Modality, ds.PatientID = CTImageStorage, "CT", "p"
-        ds.SOPInstanceUID = f"1.2.3.{i}"
-        ds.file_meta.MediaStorageSOPClassUID, ds.file_meta.MediaStorageSOPInstanceUID = (
-            CTImageStorage,
-            ds.SOPInstanceUID,
+        write_slice(
+            tmp_path / "ct" / f"{9 - i}",
+            frames[i].astype(np.uint16) * 100,
+            SeriesInstanceUID=seg.ReferencedSeriesSequence[0].SeriesInstanceUID,
+            ImagePositionPatient=group.PlanePositionSequence[0].ImagePositionPatient,
+            ImageOrientationPatient=plane.PlaneOrientationSequence[0].ImageOrientationPatient,
+            PixelSpacing=plane.PixelMeasuresSequence[0].PixelSpacing,
         )
-        ds.SeriesInstanceUID = seg.ReferencedSeriesSequence[0].SeriesInstanceUID
-        ds.ImagePositionPatient = group.PlanePositionSequence[0].ImagePositionPatient
-        ds.ImageOrientationPatient = plane.PlaneOrientationSequence[0].ImageOrientationPatient
-        ds.PixelSpacing = plane.PixelMeasuresSequence[0].PixelSpacing
-        ds.Rows, ds.Columns, ds.SamplesPerPixel, ds.PhotometricInterpretation = 512, 512, 1, "MONOCHROME2"
-        ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-        ds.PixelData = (frames[i].astype(np.uint16) * 100).tobytes()
-        pydicom.dcmwrite(tmp_path / "ct" / f"{9 - i}.dcm", ds, write_like_original=False)
     samples = [s for s in read(tmp_path, axes=(2,)) if isinstance(s, Sample)]
     assert len(samples) == np.count_nonzero(frames.any(axis=(1, 2)))
     for sample in samples:

@@ -16,15 +16,17 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from imis_net.data_engine import layout
-from imis_net.data_engine.assembly import assemble, read_index
+from imis_net.data_engine.assembly import assemble, read_index, read_records
 from imis_net.data_engine.candidates import Proposals
 from imis_net.data_engine.ingest import Reject, classes_of
 from imis_net.data_engine.layout import flatten, read_masks
 from imis_net.data_engine.names import load_names
+from imis_net.data_engine.naming import propose_names
 from imis_net.data_engine.pipeline import Propose, Run, make_folders, run_here
 from imis_net.data_engine.provenance import InteractiveMask, Origin
 from imis_net.data_engine.report import poor_because, write_report
 from imis_net.data_engine.review import Decision, decide, write_index
+from imis_net.data_engine.semantics import Precision
 from imis_net.data_engine.settings import load_settings
 from imis_net.data_engine.sources import find_sources
 from imis_net.errors import DatasetError, ImageError
@@ -33,6 +35,7 @@ from review_app import make_app
 
 SETTINGS = load_settings()
 SIZE = (40, 50)
+UNNAMED = Precision(float("nan"), 0, 0)
 
 
 def halves(image: np.ndarray) -> Proposals:
@@ -71,7 +74,7 @@ def build(source: Path, out: Path, make_propose: Callable[[], Propose] = make_ha
     make_folders(out)
     sources, table = find_sources(source, "CT", "CC BY 4.0"), load_names()
     run = Run(out, SETTINGS, table, classes_of(sources, table), make_propose, "digest")
-    rejects = [f for _, found in run_here(run, sources) for f in found if isinstance(f, Reject)]
+    rejects = [f for _, f in run_here(run, sources) if isinstance(f, Reject)]
     return assemble(out, "test set", run.classes, rejects, run.digest, SETTINGS.ingest.duplicate_max_distance)
 
 
@@ -186,7 +189,7 @@ def test_the_report_names_its_worst_and_what_was_left_out(source: Path, tmp_path
     """Breaks if a poor data set looks good, or the report cannot be opened."""
     out = tmp_path / "out"
     rejects = build(source, out)
-    said = write_report(out, SETTINGS.report, rejects)
+    said = write_report(out, SETTINGS.report, rejects, UNNAMED)
     assert said.startswith(
         "3 images, 2.7 masks per image (2.0 generated), coverage 1.00, agreement with the truth 0.10"
     )
@@ -204,7 +207,7 @@ def test_an_agreement_that_is_unknown_is_no_fault(source: Path, tmp_path: Path) 
         mask.unlink()
     out = tmp_path / "out"
     lenient = replace(SETTINGS.report, min_masks_per_image=1, max_rejected_fraction=0.5)
-    assert "poor" not in write_report(out, lenient, build(source, out))
+    assert "poor" not in write_report(out, lenient, build(source, out), UNNAMED)
 
 
 def test_verdicts_are_kept_with_their_history(source: Path, tmp_path: Path) -> None:
@@ -269,3 +272,31 @@ def test_the_page_shows_and_writes(source: Path, tmp_path: Path) -> None:
     assert next(read_index(out))["masks"][1]["review"] == "reject", "written when the server ends"
     with pytest.raises(DatasetError, match=r"index\.jsonl"):
         make_app(tmp_path, "ann")
+
+
+def halves_with_names(image: np.ndarray) -> Proposals:
+    """The same model, which knows two names: it draws the square as liver and the right half as spleen."""
+    proposals = halves(image)
+    square = np.zeros(image.shape[:2], bool)
+    square[5:15, 5:15] = True
+    return replace(proposals, drawn={"liver": square, "spleen": proposals.candidates[1].mask})
+
+
+def test_unnamed_masks_get_a_proposed_name(source: Path, tmp_path: Path) -> None:
+    """Breaks if a proposal lands on another mask, is lost by review, or is told without calibration."""
+    out = tmp_path / "out"
+    build(source, out, lambda: halves_with_names)
+    assert propose_names(out, "digest", SETTINGS.semantics).coverage == 0, "two named masks calibrate nothing"
+    assert {m["proposal"]["name"] for r in read_records(out) for m in r["masks"] if m["name"] is None} == {"unknown"}
+    propose_names(out, "digest", replace(SETTINGS.semantics, min_precision=0.5, min_calibration_masks=2))
+    rejects = build(source, out, lambda: halves_with_names)
+    write_index(out)
+    masks = next(read_index(out))["masks"]
+    assert [m.get("proposal") for m in masks] == [
+        None,
+        {"name": "unknown", "confidence": 1.0},
+        {"name": "spleen", "confidence": 1.0},
+    ]
+    write_report(out, SETTINGS.report, rejects, Precision(1.0, 1.0, 2))
+    assert "spleen,1.0,generated" in (out / "masks.csv").read_text()
+    assert "spleen 3; unknown 3. Where the name is known" in (out / "report.html").read_text()

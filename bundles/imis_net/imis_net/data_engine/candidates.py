@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Outcome, Rule
 from imis_net.data_engine.regions import bounding_box, pairwise_box_iou, pairwise_mask_iou, suppressed_by
+from imis_net.data_engine.semantics import draw_names
 from imis_net.data_engine.settings import CandidateSettings
-from imis_net.prompts import Prediction, Prompt
-from imis_net.segmenter import Segmenter
+from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.segmenter import Segmenter, TorchSegmenter
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +29,12 @@ class Proposals:
     Attributes:
         candidates: best predicted first.
         num_removed: how many masks each rule took out.
+        drawn: what the model draws for each name it knows, bool [H, W]; empty where it knows none.
     """
 
     candidates: tuple[InteractiveMask, ...]
     num_removed: dict[str, int]
+    drawn: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def propose(segmenter: Segmenter, image: np.ndarray, settings: CandidateSettings) -> Proposals:
@@ -45,12 +48,24 @@ def propose(segmenter: Segmenter, image: np.ndarray, settings: CandidateSettings
     num_removed: Counter[str] = Counter()
     for prompts in _batches(grid_clicks(image.shape[0], image.shape[1], settings.grid_side), settings.batch_size):
         # Filtered batch by batch: a thousand full-size masks at once would be most of the memory.
-        outcome = filter_masks(map(as_mask, segmenter.predict_batch(embedding, prompts)), settings)
+        answers = _answers(segmenter, embedding, prompts, settings.min_predicted_iou)
+        outcome = filter_masks(map(as_mask, answers), settings)
         confident.extend(outcome.kept)
         num_removed.update(_last_rule(m) for m in outcome.removed)
+        num_removed[Rule.PREDICTED_IOU.value] += len(prompts) - len(answers)
     outcome = suppress(confident, settings)
     num_removed.update(_last_rule(m) for m in outcome.removed)
-    return Proposals(outcome.kept, dict(sorted(num_removed.items())))
+    drawn = draw_names(segmenter, embedding, segmenter.known_texts or ())
+    return Proposals(outcome.kept, {rule: n for rule, n in sorted(num_removed.items()) if n}, drawn)
+
+
+def _answers(
+    segmenter: Segmenter, embedding: ImageEmbedding, prompts: Sequence[Prompt], min_iou: float
+) -> list[Prediction]:
+    """A segmenter's masks; one that rates them before it draws them gives those above the bound alone."""
+    if isinstance(segmenter, TorchSegmenter):
+        return list(segmenter.predict_confident(embedding, prompts, min_iou).values())
+    return segmenter.predict_batch(embedding, prompts)
 
 
 def grid_clicks(height_px: int, width_px: int, grid_side: int) -> list[Prompt]:

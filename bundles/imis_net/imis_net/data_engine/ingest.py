@@ -59,6 +59,9 @@ class Reject:
 
 def read_samples(source: Source, table: NamesTable, settings: IngestSettings) -> Iterator[Sample | Reject]:
     """Everything usable of a source; never raises on bad input."""
+    if any(label.path == source.image for label in source.labels):
+        yield Reject(source.stem, f"{source.image.name}: a DICOM SEG whose series is not here")
+        return
     try:
         volume = read_volume(source.image)
         regions = _named_regions(source, volume, table)

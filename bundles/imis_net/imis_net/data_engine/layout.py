@@ -25,6 +25,7 @@ from scipy import sparse
 from imis_net.data_engine.ingest import Sample, split_of
 from imis_net.data_engine.provenance import InteractiveMask, Outcome
 from imis_net.data_engine.regions import bounding_box
+from imis_net.data_engine.semantics import Guess
 from imis_net.data_engine.settings import IngestSettings
 from imis_net.files import write_atomically
 
@@ -36,12 +37,16 @@ def write_sample(
     out: Path,
     sample: Sample,
     outcome: Outcome,
+    guesses: Sequence[Guess],
     num_removed: dict[str, int],
     classes: tuple[str, ...],
     run_digest: str,
     settings: IngestSettings,
 ) -> Record:
     """Write one image's files, the record last; returns the record.
+
+    Args:
+        guesses: a name for each mask that stands, or none at all.
 
     Raises:
         OSError: the disk is full, or not ours to write.
@@ -83,6 +88,8 @@ def write_sample(
         "removed": [_facts(m) for m in outcome.removed],
         "num_removed_before": num_removed,
     }
+    for mask, guess in zip(record["masks"], guesses, strict=bool(guesses)):
+        mask["guess"] = [guess.name, round(guess.score, 4)]
     write_record(out, record)
     return record
 

@@ -22,6 +22,7 @@ from imis_net.data_engine.ingest import Reject, Sample, read_samples
 from imis_net.data_engine.layout import FOLDERS, is_done, write_sample
 from imis_net.data_engine.names import NamesTable
 from imis_net.data_engine.quality_control import control
+from imis_net.data_engine.semantics import guess_by_drawn
 from imis_net.data_engine.settings import Settings
 from imis_net.data_engine.sources import Source
 from imis_net.errors import ImisError
@@ -48,19 +49,23 @@ class Run:
     make_propose: Callable[[], Propose]
     digest: str
 
-    def read(self, source: Source) -> Iterator[Sample | Reject]:
-        """What is still to do of a source."""
+    def read(self, source: Source) -> Iterator[Sample | Finished]:
+        """What is still to do of a source, and what became of the rest."""
         for item in read_samples(source, self.table, self.settings.ingest):
-            if isinstance(item, Reject) or not is_done(self.out, item, self.digest):
-                yield item
+            yield item.stem if isinstance(item, Sample) and is_done(self.out, item, self.digest) else item
 
     def write(self, sample: Sample, proposals: Proposals) -> Finished:
         outcome = control(proposals.candidates, sample.targets, self.settings.quality_control)
+        about = (sample.source.modality, sample.source.origin)
+        classes = {name: self.table.class_of(name, *about) for name in proposals.drawn}
+        drawn = {classes[name] or name: mask for name, mask in proposals.drawn.items()}
+        guesses = guess_by_drawn([m.mask for m in outcome.kept], drawn) if drawn else []
         try:
             write_sample(
                 self.out,
                 sample,
                 outcome,
+                guesses,
                 proposals.num_removed,
                 self.classes,
                 self.digest,
@@ -112,15 +117,16 @@ def make_folders(out: Path) -> None:
         (out / name).mkdir(parents=True, exist_ok=True)
 
 
-def run_here(run: Run, sources: Iterable[Source]) -> Iterator[tuple[Source, list[Finished]]]:
-    """All stages in this process, one image at a time; yields each source when it is through."""
+def run_here(run: Run, sources: Iterable[Source]) -> Iterator[tuple[str, Finished]]:
+    """All stages in this process; yields (stem of the source, what became of one image) as soon as it is known."""
     propose_masks = run.make_propose()
     for source in sources:
-        yield source, [_one(run, item, propose_masks) for item in run.read(source)]
+        for item in run.read(source):
+            yield source.stem, _one(run, item, propose_masks)
 
 
-def _one(run: Run, item: Sample | Reject, propose_masks: Propose) -> Finished:
-    if isinstance(item, Reject):
+def _one(run: Run, item: Sample | Finished, propose_masks: Propose) -> Finished:
+    if not isinstance(item, Sample):
         return item
     return finish(run, item, proposals_or_reject(item, propose_masks))
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from imis_net.data_engine.ingest import Reject, Sample
+from imis_net.data_engine.ingest import Sample
 from imis_net.data_engine.pipeline import Finished, Run, finish, proposals_or_reject
 from imis_net.data_engine.sources import Source
 
@@ -34,8 +34,8 @@ class ProposeActor:
         rows = [self._row(*row) for row in batch["row"]]
         return {"row": _objects(rows)}
 
-    def _row(self, source: str, item: Sample | Reject) -> tuple[str, Any, Any]:
-        if isinstance(item, Reject):
+    def _row(self, source: str, item: Sample | Finished) -> tuple[str, Any, Any]:
+        if not isinstance(item, Sample):
             return source, None, item
         return source, item, proposals_or_reject(item, self.propose_masks)
 

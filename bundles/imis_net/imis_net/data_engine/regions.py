@@ -90,12 +90,23 @@ def pairwise_box_iou(boxes: Sequence[Box]) -> np.ndarray:
 
 def pairwise_mask_iou(masks: Sequence[np.ndarray]) -> np.ndarray:
     """[N, N], the same numbers as ``mask_iou``."""
-    if not masks:
-        return np.zeros((0, 0))
-    flat = np.stack([m.ravel() for m in masks]).astype(np.float32)  # exact below 2**24 pixels, and a matrix product
-    shared = (flat @ flat.T).astype(float)
-    areas = np.diag(shared)
-    return shared / (np.add.outer(areas, areas) - shared)
+    return mask_ious(masks, masks)
+
+
+def mask_ious(masks: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
+    """[N, M], the same numbers as ``mask_iou``; 0 of two empty ones."""
+    if not len(masks) or not len(others):
+        return np.zeros((len(masks), len(others)))
+    flat = _flat(masks)
+    other_flat = flat if others is masks else _flat(others)
+    shared = (flat @ other_flat.T).astype(float)
+    union = np.add.outer(flat.sum(axis=1, dtype=float), other_flat.sum(axis=1, dtype=float)) - shared
+    return shared / union.clip(1)
+
+
+def _flat(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """float32 [N, H * W]: sums are exact below 2**24 pixels, and a matrix product compares all with all."""
+    return np.stack([m.ravel() for m in masks]).astype(np.float32)
 
 
 def _box_area(box: Box) -> int:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import csv
 import html
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from imis_net.data_engine.assembly import read_index, write_rows
 from imis_net.data_engine.ingest import Reject
 from imis_net.data_engine.layout import Record
 from imis_net.data_engine.names import category_of
+from imis_net.data_engine.semantics import UNKNOWN, Precision
 from imis_net.data_engine.settings import ReportSettings
 from imis_net.files import write_atomically
 
 THUMB_PX = 256
 NUM_COLUMNS = 5
-MASK_COLUMNS = ("stem", "id", "name", "category", "origin", "score", "area_px", "visible_px", "agreement", "provenance")
+FONT_PX = 12
+MASK_COLUMNS = (
+    *("stem", "id", "name", "category", "proposal", "confidence", "origin", "score", "area_px", "visible_px"),
+    *("agreement", "provenance"),
+)
 
 
 @dataclass(frozen=True)
@@ -41,8 +48,11 @@ class ImageFacts:
     agreement: float
 
 
-def write_report(out: Path, settings: ReportSettings, rejects: Sequence[Reject]) -> str:
+def write_report(out: Path, settings: ReportSettings, rejects: Sequence[Reject], names: Precision) -> str:
     """Write the report beside the data set; returns its summary in one line.
+
+    Args:
+        names: how often a proposed name is right.
 
     Raises:
         OSError: cannot be written.
@@ -61,7 +71,8 @@ def write_report(out: Path, settings: ReportSettings, rejects: Sequence[Reject])
     if worst:
         write_atomically(out / "worst.jpg", contact_sheet(out, worst))
     verdicts = poor_because(facts, len(rejects), settings)
-    write_atomically(out / "report.html", _page(facts, worst, rejects, verdicts).encode())
+    page = _page(facts, worst, rejects, verdicts) + _names(out, mask_rows, names)
+    write_atomically(out / "report.html", page.encode())
     return summary(facts, rejects, verdicts)
 
 
@@ -102,7 +113,7 @@ def contact_sheet(out: Path, images: Sequence[ImageFacts]) -> bytes:
             x, y = i % NUM_COLUMNS * THUMB_PX, i // NUM_COLUMNS * (THUMB_PX + 16)
             sheet.paste(outlined(out, record).resize((THUMB_PX, THUMB_PX)), (x, y + 16))
             label = f"{record['stem'][-24:]}  {images[i].agreement:.2f}  {images[i].num_masks}"
-            draw.text((x + 2, y + 2), label.encode("ascii", "replace").decode(), fill="black")
+            draw.text((x + 2, y + 1), label, fill="black", font=ImageFont.load_default(FONT_PX))
     buffer = io.BytesIO()
     sheet.save(buffer, "JPEG", quality=85)
     return buffer.getvalue()
@@ -147,6 +158,7 @@ def _mask_rows(record: Record) -> list[list[object]]:
             m["id"],
             m["name"] or "",
             category_of(m["name"]) or "" if m["name"] else "",
+            *(m["proposal"].values() if "proposal" in m else ("", "")),
             *(m[k] for k in ("origin", "score", "area_px", "visible_px")),
             "" if m["agreement"] is None else m["agreement"],
             "; ".join(f"{action} by {rule}: {value:g} ({bound:g})" for action, rule, value, bound in m["steps"]),
@@ -168,9 +180,28 @@ def _page(
         "<style>body{font:15px sans-serif;margin:2em;max-width:1300px}td,th{padding:2px 12px 2px 0;text-align:left}"
         "img{max-width:100%}</style><h1>Data set report</h1>"
         f"<p>{html.escape(summary(facts, rejects, ()))}<h2>Verdict</h2><ul>{verdict}</ul>"
-        "<h2>Worst images</h2><p>Least agreement first; ground truth outlined green, generated masks yellow."
-        f'<p><img src="worst.jpg" alt="worst images"><table><tr><th>image<th>masks<th>coverage<th>agreement{worst_rows}'
+        "<h2>Worst images</h2><p>Least agreement first; ground truth outlined green, generated masks yellow; above "
+        'each its agreement and number of masks.<p><img src="worst.jpg" alt="worst images">'
+        f"<table><tr><th>image<th>masks<th>coverage<th>agreement{worst_rows}"
         f"</table><h2>Left out</h2><table><tr><th>image<th>reason{reject_rows}</table>"
+    )
+
+
+def _names(out: Path, mask_rows: Sequence[Sequence[object]], names: Precision) -> str:
+    """What the data set's names are in the 204 categories, which are none of them, and what was proposed."""
+    with (out / "classes.csv").open(newline="") as file:
+        classes = [(row["class"], row["category"]) for row in csv.DictReader(file)]
+    counts = Counter(row[MASK_COLUMNS.index("name")] for row in mask_rows)
+    table = "".join(
+        f"<tr><td>{html.escape(name)}<td>{html.escape(category) or 'none of the 204'}<td>{counts[name]}"
+        for name, category in classes
+    )
+    proposed = Counter(p for row in mask_rows if (p := str(row[MASK_COLUMNS.index("proposal")])))
+    told = ", ".join(f"{html.escape(n)} {k}" for n, k in proposed.most_common() if n != UNKNOWN) or "none"
+    return (
+        f"<h2>Names</h2><table><tr><th>class<th>category<th>masks{table}</table>"
+        f"<p>Proposed for unnamed masks: {told}; unknown {proposed[UNKNOWN]}. Where the name is known, and on other "
+        f"patients than were calibrated on: {names}."
     )
 
 

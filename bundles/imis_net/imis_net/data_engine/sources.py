@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -25,6 +25,7 @@ from imis_net.errors import DatasetError
 LabelKind = Literal["map", "mask", "rows", "seg"]
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".dcm")
 _LABEL_FOLDERS = re.compile(r"^(labels?|masks?|segmentations?|annotations?)", re.IGNORECASE)
+NOT_IMAGES = (".json", ".csv", ".txt", ".md", ".xml", ".html")
 SEGMENTATION_STORAGE = "1.2.840.10008.5.1.4.1.1.66.4"
 
 
@@ -89,7 +90,7 @@ def _finder(root: Path) -> Any:
     items = tree.get("training") or tree.get("test") or []
     if items and str(items[0].get("label", "")).endswith(".npz"):
         return _from_imed361m
-    return _from_dicom if _has_seg(root) else _from_folders
+    return _from_folders
 
 
 def _from_imed361m(root: Path, modality: str, licence: str) -> Iterator[Source]:
@@ -134,8 +135,17 @@ def _from_index(root: Path, modality: str, licence: str) -> Iterator[Source]:
 
 
 def _from_folders(root: Path, modality: str, licence: str) -> Iterator[Source]:
+    """DICOM series with their SEG objects, and whatever else lies beside them."""
+    files = sorted(p for p in root.rglob("*") if p.is_file() and not p.name.startswith("."))
+    # Exports of a PACS have no suffix, so that only the content tells.
+    may_be_dicom = (p for p in files if _suffix(p) in (".dcm", "") and p.suffix not in NOT_IMAGES)
+    dicom = {p: tags for p in may_be_dicom if (tags := _tags(p)) is not None}
+    yield from _from_dicom(root, dicom, modality, licence)
+    yield from _from_files(root, [p for p in files if p not in dicom and _suffix(p)], modality, licence)
+
+
+def _from_files(root: Path, files: list[Path], modality: str, licence: str) -> Iterator[Source]:
     """Images, and labels of the same name in a folder called labels, masks and the like; also ``name/<class>.png``."""
-    files = sorted(p for p in root.rglob("*") if p.is_file() and _suffix(p) and not p.name.startswith("."))
     is_label = {p: any(_LABEL_FOLDERS.match(part) for part in p.relative_to(root).parts[:-1]) for p in files}
     names = _names_file(root)
     by_key: dict[str, list[LabelFile]] = defaultdict(list)
@@ -148,26 +158,28 @@ def _from_folders(root: Path, modality: str, licence: str) -> Iterator[Source]:
         yield Source(stem, path, labels, _base(path), modality, licence, root.name)
 
 
-def _from_dicom(root: Path, modality: str, licence: str) -> Iterator[Source]:
-    """Each folder of a series, with the SEG objects that refer to it."""
+def _from_dicom(root: Path, dicom: dict[Path, Any], modality: str, licence: str) -> Iterator[Source]:
+    """Each folder of a series, with the SEG objects that refer to it; those that refer to none come as they are."""
     series: dict[str, tuple[Path, Any]] = {}
     segs: dict[str, list[LabelFile]] = defaultdict(list)
-    for path in sorted(p for p in root.rglob("*") if p.is_file()):
-        tags = _tags(path)
-        if tags is None:
-            continue
+    for path, tags in dicom.items():
         if tags.get("SOPClassUID") == SEGMENTATION_STORAGE:
             names = {int(s.SegmentNumber): str(s.SegmentLabel) for s in tags.SegmentSequence}
             for reference in tags.get("ReferencedSeriesSequence", []):
                 segs[str(reference.SeriesInstanceUID)].append(LabelFile(path, "seg", names))
         elif "Rows" in tags:
             series.setdefault(str(tags.get("SeriesInstanceUID", path)), (path, tags))
+    num_files = Counter(path.parent for path in dicom)
+    num_series = Counter(path.parent for path, _ in series.values())
     for uid, (path, tags) in series.items():
-        alone = sum(_tags(p) is not None for p in path.parent.iterdir() if p.is_file()) == 1
-        image = path if alone else path.parent
-        stem = _fit("_".join(image.relative_to(root).with_suffix("").parts) or image.name)
-        kind = str(tags.get("Modality", modality))
-        yield Source(stem, image, tuple(segs[uid]), str(tags.get("PatientID") or stem), kind, licence, root.name)
+        image = path if num_files[path.parent] == 1 else path.parent
+        named_by = path if num_series[path.parent] > 1 else image
+        stem = _fit("_".join(named_by.relative_to(root).with_suffix("").parts) or image.name)
+        labels, patient = tuple(segs.pop(uid, ())), str(tags.get("PatientID") or stem)
+        yield Source(stem, image, labels, patient, str(tags.get("Modality", modality)), licence, root.name)
+    for path in sorted({label.path for labels in segs.values() for label in labels}):
+        stem = _fit("_".join(path.relative_to(root).with_suffix("").parts))
+        yield Source(stem, path, (LabelFile(path, "seg"),), stem, "SEG", licence, root.name)
 
 
 def _tags(path: Path) -> Any:
@@ -175,10 +187,6 @@ def _tags(path: Path) -> Any:
         return pydicom.dcmread(path, stop_before_pixels=True)
     except (InvalidDicomError, OSError, ValueError, AttributeError, TypeError, KeyError, EOFError):
         return None
-
-
-def _has_seg(root: Path) -> bool:
-    return any((tags := _tags(p)) is not None and "Rows" in tags for p in root.rglob("*.dcm"))
 
 
 def _names_file(root: Path) -> dict[int, str]:

@@ -101,6 +101,21 @@ class IMISNet(nn.Module):
         sparse, dense = self.prompt_encoder(point_coords, point_labels, boxes, text, low_res_masks)
         return self._decode(features, sparse, dense, text)
 
+    def predict_confident(
+        self, features: tuple[Tensor, ...], min_iou: float, **prompts: Tensor | None
+    ) -> tuple[Tensor, MaskPrediction]:
+        """``predict_masks`` of those targets alone of which some mask's predicted IoU is above a bound.
+
+        Returns:
+            their rows among the prompts [B'], and their prediction.
+        """
+        sparse, dense = self.prompt_encoder(**prompts)
+        text = prompts.get("text")
+        mixed = self.mask_decoder.mix(features, self.prompt_encoder.dense_pe(), sparse, dense, text)
+        rows = (mixed.iou_predictions.amax(dim=1) > min_iou).nonzero()[:, 0]
+        own = tuple(d if d.shape[0] == 1 else d[rows] for d in dense)
+        return rows, self.mask_decoder.draw(mixed.rows(rows), features, own, None if text is None else text[rows])
+
     def predict_from_points(
         self,
         features: tuple[Tensor, ...],

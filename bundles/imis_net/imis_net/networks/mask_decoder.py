@@ -61,6 +61,27 @@ class MaskPrediction:
         return self.low_res_masks[rows, index][:, None], self.iou_predictions[rows, index], index
 
 
+@dataclass(frozen=True)
+class Mixed:
+    """What the two-way transformer makes of B targets' prompts: enough to rate their masks, before any is drawn.
+
+    Attributes:
+        tokens: [B, 9 + N, C] and
+        src: [B, (S/16)^2, C], the transformer's outputs.
+        evidence: [B, 1, S/8, S/8] of the text in the image, or None.
+        iou_predictions: [B, 4].
+    """
+
+    tokens: Tensor
+    src: Tensor
+    evidence: Tensor | None
+    iou_predictions: Tensor
+
+    def rows(self, index: Tensor) -> Mixed:
+        evidence = None if self.evidence is None else self.evidence[index]
+        return Mixed(self.tokens[index], self.src[index], evidence, self.iou_predictions[index])
+
+
 class RefineBlock(nn.Module):
     """Residual 3x3 convolutions; lets finer features and drawn prompts meet at their own resolution."""
 
@@ -118,16 +139,33 @@ class MaskDecoder(nn.Module):
             dense: [B or 1, C, S/16, S/16], then finer maps where used.
             text: projected text embedding [B, C] or None.
         """
+        return self.draw(self.mix(features, image_pe, sparse, dense, text), features, dense, text)
+
+    def mix(
+        self,
+        features: tuple[Tensor, ...],
+        image_pe: Tensor,
+        sparse: Tensor,
+        dense: tuple[Tensor, ...],
+        text: Tensor | None,
+    ) -> Mixed:
+        """The first half of ``forward``."""
         own = torch.cat([self.iou_token.weight, self.mask_tokens.weight, self.semantic_tokens.weight])
         tokens = torch.cat([own.expand(sparse.shape[0], -1, -1), sparse], dim=1)
-        side = features[0].shape[-1]
         image, evidence = features[0] + dense[0], None
         if text is not None and self.grounding is not None:
             evidence, embedded = self.grounding(features, image_pe, text)
             image = image + embedded
         tokens, src = self.transformer(image, image_pe, tokens)
+        return Mixed(tokens, src, evidence, self.iou_prediction_head(tokens[:, 0]))
+
+    def draw(
+        self, mixed: Mixed, features: tuple[Tensor, ...], dense: tuple[Tensor, ...], text: Tensor | None
+    ) -> MaskPrediction:
+        """The second half: the masks, which take most of the time."""
+        tokens, src, side = mixed.tokens, mixed.src, features[0].shape[-1]
         # Slices rather than one split, whose last part of open length TensorRT does not take.
-        iou_token, mask_tokens = tokens[:, 0], tokens[:, 1 : 1 + NUM_MASK_TOKENS]
+        mask_tokens = tokens[:, 1 : 1 + NUM_MASK_TOKENS]
         semantic_tokens = tokens[:, 1 + NUM_MASK_TOKENS : 1 + 2 * NUM_MASK_TOKENS]
         upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
         weights = torch.stack(
@@ -137,11 +175,11 @@ class MaskDecoder(nn.Module):
         if text is not None:
             weights = weights + self.text_output(text)[:, None]
         masks = rearrange(weights @ rearrange(upscaled, "b c h w -> b c (h w)"), "b m (h w) -> b m h w", h=4 * side)
-        if evidence is not None:
-            masks = masks + F.interpolate(evidence, scale_factor=2.0, mode="bilinear", align_corners=False)
+        if mixed.evidence is not None:
+            masks = masks + F.interpolate(mixed.evidence, scale_factor=2.0, mode="bilinear", align_corners=False)
         return MaskPrediction(
             low_res_masks=masks,
-            iou_predictions=self.iou_prediction_head(iou_token),
+            iou_predictions=mixed.iou_predictions,
             semantic_embeddings=self.semantic_prediction_head(semantic_tokens),
             tokens=tokens,
             src=src,
