@@ -120,7 +120,7 @@ def test_eight_bits_take_the_place_of_products_and_nearly_their_values(default_g
         sum(t.ByteSize() for t in onnx.load(path).graph.initializer)
         for path in (default_graphs / reduced.name, reduced)
     ]
-    assert sizes[1] < sizes[0] / 3
+    assert sizes[1] < sizes[0] / 2, "convolutions and names stay"
     rng = np.random.default_rng(0)
     exact, eight = OnnxRuntimeGraph(default_graphs / reduced.name, 1), OnnxRuntimeGraph(reduced, 1)
     shapes = {"embedding": (1, 192, 32, 32), "fine_8": (1, 48, 64, 64), "fine_4": (1, 24, 128, 128)}
