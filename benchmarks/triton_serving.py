@@ -6,6 +6,7 @@ Side by side in one run: the same graphs in this process are asked in turn with 
 from __future__ import annotations
 
 import argparse
+import logging
 import socket
 import sys
 import tempfile
@@ -48,6 +49,7 @@ def main() -> int:
     parser.add_argument("--clicks", type=int, default=30, help="per annotator (default: %(default)s)")
     parser.add_argument("--sides", type=int, nargs="+", default=[256, 512], help="model frames in px")
     args = parser.parse_args()
+    logging.getLogger("imis_net").setLevel(logging.ERROR)  # each click that meets no server
     return report("triton_serving", (claim for side in args.sides for claim in measure(side, args.clicks)))
 
 
