@@ -64,6 +64,6 @@ bench-strategies: venv ## which image to label next: Dice by number of labels, f
 review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
 	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)
 
-bench-triton: venv ## Triton: throughput, overhead and hot reload; exported graphs against torch
-	@status=0; for table in export_latency triton_serving; do \
-	  if [ -f benchmarks/$$table.py ]; then $(PYTHON) benchmarks/$$table.py || status=1; fi; done; exit $$status
+bench-triton: venv ## graphs and Triton: latency, throughput, overhead, hot reload, a crash (about 10 minutes)
+	@status=0; for table in export_latency vit_latency triton_serving; do \
+	  $(PYTHON) benchmarks/$$table.py || status=1; done; exit $$status

@@ -57,7 +57,7 @@ def _build(args: argparse.Namespace, local: TorchSegmenter) -> tuple[Build, Path
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", choices=(*PRECISIONS, repo.TORCH), default="onnxruntime")
-    parser.add_argument("--precision", help="fp32 (default), bf16 with openvino, fp16 with TensorRT")
+    parser.add_argument("--precision", help="int8, bf16 or fp16 where the backend has it; default: fp32")
     parser.add_argument("--model", choices=BUILDERS, default=DEFAULT_MODEL)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="default: the bundle's models/<model>.safetensors")
     parser.add_argument("--size", type=int, metavar="PX", help="the frame's side; default: the model's own")

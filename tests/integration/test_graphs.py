@@ -12,14 +12,15 @@ import onnx.numpy_helper
 import pytest
 import torch
 
-from imis_net.adapters.graph_runtimes import Build
+from imis_net.adapters.graph_runtimes import Build, OnnxRuntimeGraph
 from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.errors import ExportError
 from imis_net.evaluation.agreement import compare
-from imis_net.export import DECODER, export, structure_of
+from imis_net.export import DECODER, POINT_COORDS, POINT_LABELS, export, relative_error, structure_of
 from imis_net.images import read_volume
 from imis_net.prompts import Prompt
 from imis_net.segmenter import TorchSegmenter, load_segmenter
+from imis_net.serving.builds import build_and_compare, graphs_of
 
 SAMPLE = Path(__file__).resolve().parents[2] / "apps" / "imis" / "sample_studies" / "abdomen_ct_1.nii.gz"
 IMAGE = np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8)
@@ -85,20 +86,45 @@ def test_retrained_weights_are_filled_in_without_tracing(
     assert structure_of(retrained.network) != structure
 
 
-def test_a_graph_that_answers_differently_does_not_pass(
+def test_a_precision_that_answers_differently_is_given_up_aloud(
     default_segmenter: TorchSegmenter, default_graphs: Path, tmp_path: Path
 ) -> None:
-    """Breaks if an engine that runs but is wrong, as float16 can make it, gets to users."""
-    planted = tmp_path / "planted"
+    """Breaks if a build that runs but is wrong gets to users, or nobody hears that it was given up."""
+    digest = default_segmenter.weights_digest
+    (tmp_path / digest).symlink_to(default_graphs)
+    planted = tmp_path / f"{digest}-int8"
     shutil.copytree(default_graphs, planted)
     model = onnx.load(planted / f"{DECODER}.onnx")
     weight = next(t for t in model.graph.initializer if t.name.endswith("mask_tokens.weight"))
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(0.8), weight.name))
     onnx.save(model, planted / f"{DECODER}.onnx")
     images = [read_volume(SAMPLE).slice_rgb(0)]
-    right = compare(default_segmenter, GraphSegmenter(default_segmenter, default_graphs, threads=1), images, 4)
-    assert right.is_close, str(right)
-    wrong = compare(default_segmenter, GraphSegmenter(default_segmenter, planted, threads=1), images, 4)
-    assert not wrong.is_close, str(wrong)
+    said: list[str] = []
+    wanted = Build("onnxruntime", "int8")
+    got = build_and_compare(default_segmenter, wanted, tmp_path, images, 4, say=said.append)
+    assert got == (Build("onnxruntime", "fp32"), tmp_path / digest)
+    assert [(line.split(":")[0], line.endswith("REFUSED")) for line in said] == [
+        ("onnxruntime int8", True),
+        ("onnxruntime fp32", False),
+    ]
     with pytest.raises(ExportError, match="regions for"):
         compare(default_segmenter, default_segmenter, [np.zeros((64, 64, 3), np.uint8)], 4)
+
+
+def test_eight_bits_take_the_place_of_products_and_nearly_their_values(default_graphs: Path, tmp_path: Path) -> None:
+    """Breaks if weights behind a transposition stay float32, or another channel's scale is taken."""
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / f"{DECODER}.onnx").symlink_to(default_graphs / f"{DECODER}.onnx")
+    reduced = graphs_of(tmp_path / "graphs", "int8") / f"{DECODER}.onnx"
+    sizes = [
+        sum(t.ByteSize() for t in onnx.load(path).graph.initializer)
+        for path in (default_graphs / reduced.name, reduced)
+    ]
+    assert sizes[1] < sizes[0] / 2, "convolutions and names stay"
+    rng = np.random.default_rng(0)
+    exact, eight = OnnxRuntimeGraph(default_graphs / reduced.name, 1), OnnxRuntimeGraph(reduced, 1)
+    shapes = {"embedding": (1, 192, 32, 32), "fine_8": (1, 48, 64, 64), "fine_4": (1, 24, 128, 128)}
+    inputs = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    inputs |= {POINT_COORDS: np.full((1, 2, 2), 200, np.float32), POINT_LABELS: np.array([[1, -1]])}
+    want, got = exact.run(inputs)[0], eight.run(inputs)[0]
+    assert 0 < relative_error(got, want) < 0.2

@@ -53,6 +53,10 @@ TRUNK, NECK, TEXT_ENCODER, DECODER = "trunk", "neck", "text_encoder", "decoder"
 OPSET = 20
 """LayerNormalization and Gelu are single nodes, and TensorRT reads it."""
 TOLERANCE = 1e-4
+MAX_FILE_BYTES = 2**31 - 2**26
+"""Of weights in one ONNX file, which Protobuf bounds; more of them go to a file of their own beside it."""
+LARGE_FRAME_PX = 1024
+"""A frame of so many keeps gigabytes of attention for each image, so that one is compared at a time."""
 PARITY, STRUCTURE = "parity.csv", "structure.txt"
 Shapes = dict[str, dict[int, str]]
 
@@ -108,9 +112,9 @@ def graphs(network: IMISNet) -> Iterator[Graph]:
     encoder = network.image_encoder
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(False), torch.no_grad():
-        maps = encoder.trunk_features(images)
         sized = encoder.of_size(side)
-        features = network.encode_image(images)
+        maps = [torch.cat(both) for both in zip(*map(encoder.trunk_features, images.split(1)), strict=True)]
+        features = encoder.from_trunk(maps)
     map_names = VIT_MAPS if isinstance(encoder, ImageEncoderViT) else COMPACT_MAPS
     names = FEATURES[: len(features)]
     yield Graph(TRUNK, _Function(sized, sized.trunk_features), {IMAGES: images}, map_names)
@@ -209,7 +213,9 @@ def _appear(draft: Path, folder: Path) -> None:
 
 
 def write_graph(graph: Graph, folder: Path) -> Path:
+    """Traced; with its weights beside it where they are too large for one file."""
     path = folder / f"{graph.name}.onnx"
+    weight_bytes = sum(value.nbytes for value in graph.module.state_dict().values())
     with torch.no_grad():
         torch.onnx.export(
             graph.module,
@@ -220,7 +226,7 @@ def write_graph(graph: Graph, folder: Path) -> Path:
             input_names=list(graph.inputs),
             output_names=list(graph.outputs),
             dynamic_shapes=(tuple(graph.axes()),),
-            external_data=False,
+            external_data=weight_bytes > MAX_FILE_BYTES,
             optimize=graph.name == TRUNK,
             verbose=False,
         )
@@ -232,7 +238,8 @@ def fill_graph(graph: Graph, template: Path, folder: Path) -> Path:
     """The graph of other weights and the same structure with this network's weights."""
     path = folder / f"{graph.name}.onnx"
     if graph.name == TRUNK:  # the same, since its values are part of the structure
-        shutil.copyfile(template / path.name, path)
+        for part in template.glob(f"{path.name}*"):
+            shutil.copyfile(part, folder / part.name)
         return path
     model = onnx.load(template / path.name)
     weights = graph.module.state_dict()
@@ -248,6 +255,8 @@ def compare(graph: Graph, path: Path) -> list[Row]:
     """Run a file by ONNX Runtime in float32 beside torch at sizes it was not traced with."""
     session = OnnxRuntimeGraph(path)
     sizes = [(1, 1), (1, 0), (3, 7)] if POINT_COORDS in graph.inputs else [(1, 0), (3, 0)]
+    if IMAGES in graph.inputs and graph.inputs[IMAGES].shape[-1] >= LARGE_FRAME_PX:
+        sizes = [(1, 0)]
     rows = []
     for num_targets, num_points in sizes:
         inputs = graph.at(num_targets, num_points)

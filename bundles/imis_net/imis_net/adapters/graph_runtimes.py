@@ -46,13 +46,15 @@ class Build:
 
 
 PRECISIONS = {
-    "onnxruntime": ("fp32",),
+    "onnxruntime": ("fp32", "int8"),
     "openvino": ("fp32", "bf16"),
     "tensorrt": ("fp32", "fp16"),
     "tensorrt-rtx": ("fp32", "fp16"),
 }
 """Exact first: what a build falls back to is the one before it."""
 ENGINE_SUFFIX = ".plan"
+SLOWER_FUSIONS = ("SkipLayerNormFusion",)
+"""Of ONNX Runtime on a CPU: a sum and a norm are vectorised, the two fused are not."""
 
 
 def open_graph(folder: Path, name: str, build: Build, threads: int = 0) -> Graph:
@@ -88,7 +90,11 @@ class OnnxRuntimeGraph:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 3  # it also warns of what it leaves unfolded
-        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # Threads that wait by spinning take the cores from whoever else works: three times slower beside one.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"], disabled_optimizers=SLOWER_FUSIONS
+        )
         self.input_names = [i.name for i in self._session.get_inputs()]
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:

@@ -16,7 +16,8 @@ from imis_net.errors import ExportError
 from imis_net.evaluation.agreement import Agreement, compare
 from imis_net.images import read_volume
 from imis_net.segmenter import TorchSegmenter
-from imis_net.serving.engines import build_engines, engines_name, half_precision
+from imis_net.serving.engines import build_engines, engines_name
+from imis_net.serving.precisions import REDUCED
 
 Say = Callable[[str], object]
 MAX_SLICES = 8
@@ -74,9 +75,9 @@ def make(
     if not graphs.is_dir():
         say("exporting graphs, once for these weights")
         export.export(local.network, graphs)
-    if not build.backend.startswith("tensorrt"):
-        return graphs, True
     source = graphs_of(graphs, build.precision)
+    if not build.backend.startswith("tensorrt"):
+        return source, True
     folder = kept / engines_name(build.backend, build.precision, local.weights_digest, compute_capabilities)
     if not folder.is_dir():
         build_engines(source, folder, build.backend, compute_capabilities)
@@ -85,14 +86,14 @@ def make(
 
 
 def graphs_of(graphs: Path, precision: str) -> Path:
-    """The graphs that engines of a precision are compiled from."""
-    if precision == "fp32":
+    """The graphs of a precision: those of float32, or made from them once."""
+    if precision not in REDUCED:
         return graphs
     folder = graphs.with_name(f"{graphs.name}-{precision}")
     if not folder.is_dir():
         draft = graphs.with_name(f".{folder.name}")
         shutil.rmtree(draft, ignore_errors=True)
-        half_precision(graphs, draft)
+        REDUCED[precision](graphs, draft)
         draft.rename(folder)
     return folder
 

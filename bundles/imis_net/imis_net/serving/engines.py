@@ -13,9 +13,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import onnx
-from onnxruntime.transformers.float16 import convert_float_to_float16
-
 from imis_net import export
 from imis_net.adapters.graph_runtimes import ENGINE_SUFFIX
 from imis_net.adapters.tensorrt import FACTS, check_gpu, load_module
@@ -26,52 +23,6 @@ AHEAD_OF_TIME = ("80", "86", "89", "120")
 """Ampere, Ada and Blackwell; what TensorRT for RTX compiles for without seeing them."""
 MAX_IMAGES, MAX_TARGETS, MAX_POINTS = 4, 32, MAX_NUM_CLICKS + 2
 TIMING_CACHE = "timing.cache"
-FLOAT32_OPS = ("LayerNormalization", "Softmax", "Resize", "Range", "CastLike")
-"""Those whose range or steps float16 does not hold."""
-ARITHMETIC = ("Add", "Sub", "Mul", "Div", "MatMul", "Sin", "Cos", "LayerNormalization", "Softmax")
-"""Whose results are never integers."""
-
-
-def half_precision(folder: Path, out: Path) -> None:
-    """Graphs of float32 -> the same with float16 arithmetic; inputs, outputs, norms and angles of positions stay."""
-    out.mkdir()
-    for path in sorted(folder.glob("*.onnx")):
-        model = onnx.load(path)
-        half = convert_float_to_float16(
-            model, keep_io_types=True, op_block_list=list(FLOAT32_OPS), node_block_list=_angles(model)
-        )
-        _spare_round_trips(half)
-        onnx.save(half, out / path.name)
-
-
-def _spare_round_trips(model: onnx.ModelProto) -> None:
-    """Between two nodes that stay float32 the converter leaves a cast to float16 and back, which rounds."""
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    for node in model.graph.node:
-        for i, name in enumerate(node.input):
-            back = made_by.get(name)
-            there = made_by.get(back.input[0]) if back is not None and _casts_to(back, onnx.TensorProto.FLOAT) else None
-            if there is not None and _casts_to(there, onnx.TensorProto.FLOAT16):
-                source = made_by.get(there.input[0])
-                if source is not None and source.op_type in ARITHMETIC:
-                    node.input[i] = there.input[0]
-
-
-def _casts_to(node: onnx.NodeProto, kind: int) -> bool:
-    return node.op_type == "Cast" and node.attribute[0].i == kind
-
-
-def _angles(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that a sine or cosine is taken from: a pixel is lost there in float16."""
-    made_by = {output: node for node in model.graph.node for output in node.output}
-    names: set[str] = set()
-    waiting = [node for node in model.graph.node if node.op_type in ("Sin", "Cos")]
-    while waiting:
-        node = waiting.pop()
-        if node.name not in names:
-            names.add(node.name)
-            waiting += [made_by[name] for name in node.input if name in made_by]
-    return sorted(names)
 
 
 def build_engines(graphs: Path, folder: Path, backend: str, compute_capabilities: Sequence[str] = ()) -> None:
