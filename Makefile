@@ -55,10 +55,10 @@ studies: venv ## the paper's studies on DATA: click position, box offset, strate
 bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
 	@$(PYTHON) benchmarks/data_engine.py $(ARGS)
 
-bench-retrain: venv ## retraining: 1,000 simulated schedules, and 20 slices of a set never seen (about 20 minutes)
+bench-retrain: venv ## retraining: 1,000 simulated schedules, a set never seen, clicks meanwhile, the whole loop (about 30 minutes)
 	@$(PYTHON) benchmarks/retrain.py $(ARGS)
 
-bench-strategies: venv ## which image to label next: Dice by number of labels, for each strategy (about an hour)
+bench-strategies: venv ## which image to label next: Dice by number of labels, for each strategy (about 25 minutes)
 	@$(PYTHON) benchmarks/strategies.py --data $(DATA) $(ARGS)
 
 review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)

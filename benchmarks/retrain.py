@@ -1,6 +1,6 @@
 """Retraining's claims: run by ``make bench-retrain``.
 
-python benchmarks/retrain.py [--only simulation,unseen] [--fires 1000] [--minutes 10]
+python benchmarks/retrain.py [--only simulation,unseen,clicks,loop] [--fires 1000] [--minutes 10]
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -19,12 +20,15 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("bundles/imis_net", "tests/e2e
 import numpy as np
 import requests
 from claims import Claim, report
+from poor_model import poor_weights
+from requests_toolbelt.multipart.decoder import MultipartDecoder
 from running_server import APP, running_server
 from simulated_schedules import simulate
 
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.bootstrap import mean_interval
 from imis_net.evaluation.harness import record_dices
+from imis_net.retraining.registry import ModelRegistry
 from imis_net.retraining.tuner import Tuner
 from imis_net.segmenter import load_segmenter, weights_path
 from imis_net.training.dataset import read_index
@@ -41,7 +45,7 @@ NUM_TRAINING, NUM_VALIDATION = 16, 4
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="simulation,unseen,clicks")
+    parser.add_argument("--only", default="simulation,unseen,clicks,loop")
     parser.add_argument("--fires", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dev")
@@ -52,6 +56,7 @@ def main() -> int:
             "simulation": lambda path: simulation(path, args.fires),
             "unseen": lambda path: unseen(path, args.data, args.minutes),
             "clicks": clicks,
+            "loop": loop,
         }
         for name in args.only.split(","):
             path = Path(folder) / name
@@ -130,27 +135,62 @@ def clicks(folder: Path) -> list[Claim]:
         is_running = requests.get(f"{server.url}/imis/models", timeout=60).json()["training"]["state"] == "running"
         requests.delete(f"{server.url}/train/", timeout=60)
         stopped = requests.get(f"{server.url}/train/", timeout=60).json()["status"] == "STOPPED"
+        rollback_s = _rollback_s(server.url, folder)
     ratio = float(np.median(during) / np.median(before)) if is_running else float("nan")
     beside = f"{1000 * np.median(before):.0f} to {1000 * np.median(during):.0f} ms"
     return [
         Claim("click p50 while retraining, times the usual", ratio, 1.5, at_least=False, beside=beside),
         Claim("training stopped on request", float(stopped), 1),
+        Claim("seconds of a rollback, until another model answers", rollback_s, 1, at_least=False),
     ]
+
+
+def _rollback_s(url: str, folder: Path) -> float:
+    """Of the request and the first click after it; NaN if that click is not answered by the version before."""
+    _, before = _click(url)
+    (root,) = folder.rglob("registry")
+    registry = ModelRegistry(root)
+    other = registry.add(poor_weights(folder / "other.safetensors", load_segmenter(MODEL).image_size), {})
+    registry.publish(other, "to be taken back")
+    while requests.get(f"{url}/imis/models", timeout=60).json()["served"] != other:
+        time.sleep(0.2)
+    assert _click(url)[1] != before
+    start = time.perf_counter()
+    requests.post(f"{url}/imis/models/rollback", timeout=60).raise_for_status()
+    _, after = _click(url)
+    return time.perf_counter() - start if after == before else float("nan")
+
+
+def loop(folder: Path) -> list[Claim]:
+    """The whole loop on a real server, over HTTP: labels, schedule, gate, a better click; poison, and a refusal."""
+    test = ROOT / "tests" / "e2e" / "test_retraining.py"
+    command = [sys.executable, "-m", "pytest", "--import-mode=importlib", "-q", "-rs", "--basetemp", folder / "t", test]
+    said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    summary = said[-1] if said else "nothing was run"
+    return [Claim("end to end: tests that pass", float("1 passed" in summary), 1, beside=summary)]
 
 
 def _click_s(url: str) -> float:
     time.sleep(0.05)
+    return _click(url)[0]
+
+
+def _click(url: str) -> tuple[float, str]:
+    """Seconds, and the digest of the weights that answered."""
     image = FACTS["example"]["image"]
     click = FACTS["images"][image]["clicks"][FACTS["example"]["label"]]
     start = time.perf_counter()
     answer = requests.post(
         f"{url}/infer/imis",
-        params={"image": image},
+        params={"image": image, "output": "all"},
         data={"params": json.dumps({"foreground": [click]})},
         timeout=60,
     )
     answer.raise_for_status()
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    parts = MultipartDecoder.from_response(answer).parts
+    said = next(part.content for part in parts if b'name="params"' in part.headers[b"Content-Disposition"])
+    return seconds, json.loads(said)["weights"]
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class ImisApp(MONAILabelApp):
         _set_host_defaults()
         if self.task in ("train", "scoring"):  # they would write back the list of labels that they began with
             _set_host("MONAI_LABEL_DATASTORE_READ_ONLY", True)
-            give_way(self.config.retrain_threads)
+            give_way(self.config)
         super().__init__(
             app_dir,
             studies,

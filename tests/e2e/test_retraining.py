@@ -13,16 +13,13 @@ import numpy as np
 import pytest
 import requests
 import SimpleITK as sitk
-import torch
 from mlflow import MlflowClient
 from PIL import Image
+from poor_model import poor_weights
 from requests_toolbelt.multipart.decoder import BodyPart, MultipartDecoder
 from running_server import ROOT, RunningServer, running_server
 
-from imis_net.checkpoint import load_weights, save_weights
 from imis_net.metrics import dice
-from imis_net.networks.build import imis_net_compact
-from imis_net.segmenter import weights_path
 from imis_net.simulation import correction_click, random_click
 from imis_net.training.dataset import Record, read_index
 
@@ -30,18 +27,6 @@ DATA = ROOT.parent / "shared" / "data" / "dev"
 NUM_LABELS, NUM_REFERENCES, SIDE_PX = 20, 6, 256
 
 pytestmark = pytest.mark.skipif(not (DATA / "index.json").is_file(), reason="the shared slices are not here")
-
-
-def _poor_weights(path: Path) -> Path:
-    """The committed model, what learns of it shaken until its masks are poor."""
-    network = imis_net_compact(SIDE_PX)
-    load_weights(network, weights_path("imis_net_compact"))
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in (*network.mask_decoder.parameters(), *network.prompt_encoder.parameters()):
-            parameter.add_(parameter.std(unbiased=False) * torch.randn_like(parameter))
-    save_weights(network, path, {"what": "shaken"}, half=True)
-    return path
 
 
 def _slices() -> tuple[list[Record], list[Record]]:
@@ -129,7 +114,7 @@ KINDS = {"foreground": 1, "background": 0}
 def server(tmp_path: Path) -> Iterator[RunningServer]:
     (tmp_path / "studies").mkdir()
     settings = {
-        "weights": str(_poor_weights(tmp_path / "poor.safetensors")),
+        "weights": str(poor_weights(tmp_path / "poor.safetensors", SIDE_PX)),
         "image_size": str(SIDE_PX),
         "retrain_after": str(NUM_LABELS),
         "retrain_minutes": "5",

@@ -38,6 +38,9 @@ def test_ellipse_is_nearly_right_on_a_disk_and_scores_repeat():
         for seed in (0, 0, 1)
     )
     assert first == second
+    (quick,) = evaluate(EllipseFloor(), [disk_record()], "box", with_surface=False)
+    assert quick.dice == first[0].dice
+    assert np.isnan(quick.nsd)
     assert first != other
     assert 0.8 < mean_dice(first) < 1
 

@@ -58,6 +58,7 @@ class Config:
         retrain_after: new labels after which to retrain; 0 is never by count.
         retrain_minutes: what fine-tuning may take; retrain_steps: the most steps of it.
         retrain_threads: torch threads of a training or scoring process; 0 is half of the cores.
+        retrain_gpu_share: of a GPU's memory, what such a process may take at most.
     """
 
     model: str = DEFAULT_MODEL
@@ -89,6 +90,7 @@ class Config:
     retrain_minutes: float = 10.0
     retrain_steps: int = 2000
     retrain_threads: int = 0
+    retrain_gpu_share: float = 0.5
 
     @property
     def architecture(self) -> dict[str, int]:
@@ -223,6 +225,13 @@ def _fraction(value: str) -> float:
     return number
 
 
+def _share(value: str) -> float:
+    number = _fraction(value)
+    if not number:
+        raise ValueError(f"got {value!r}, expected more than 0")
+    return number
+
+
 def _switch(value: str) -> bool:
     if value.lower() not in ("true", "false"):
         raise ValueError(f"got {value!r}, expected true or false")
@@ -277,4 +286,5 @@ _READERS: dict[str, Callable[[str], object]] = {
     "retrain_minutes": _minutes,
     "retrain_steps": _positive,
     "retrain_threads": _count,
+    "retrain_gpu_share": _share,
 }

@@ -73,8 +73,8 @@ class RetrainTask(TrainTask):
         status.tell("running", "reading labels")
         try:
             outcome = self._run(request, datastore, status)
-        except (ImisError, OSError) as error:
-            what = error.strerror or "cannot be written" if isinstance(error, OSError) else str(error)
+        except (ImisError, OSError, torch.OutOfMemoryError) as error:
+            what = _sentence(error)
             print(f"retraining failed: {what}; the previous model stays", flush=True)
             with suppress(OSError):  # the disk may be full for this as well
                 status.tell("failed", what)
@@ -165,10 +165,19 @@ def new_labels(root: Path, datastore: Datastore) -> dict[str, str]:
     return {image: of for image, of in fingerprints(datastore).items() if seen.get(image) != of}
 
 
-def give_way(threads: int) -> None:
-    """Clicks go first: this process takes what they leave, on some of the cores."""
+def give_way(config: Config) -> None:
+    """Clicks go first: this process takes what they leave, on some of the cores, in a part of a GPU's memory."""
     os.nice(NICENESS)
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 2) // 2))
+    torch.set_num_threads(config.retrain_threads or max(1, (os.cpu_count() or 2) // 2))
+    device = torch.device(config.device)
+    if device.type == "cuda":
+        torch.cuda.set_per_process_memory_fraction(config.retrain_gpu_share, device)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, torch.OutOfMemoryError):  # its own message is a page
+        return "the GPU memory that --conf retrain_gpu_share leaves to training is too little"
+    return error.strerror or "cannot be written" if isinstance(error, OSError) else str(error)
 
 
 def _is_alive(status: Mapping[str, Any]) -> bool:

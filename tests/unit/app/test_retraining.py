@@ -106,13 +106,20 @@ def test_before_the_first_run_there_is_nothing_to_show(config: Config, store: Lo
     assert (answer.status_code, "nothing to roll back" in answer.json()["detail"]) == (409, True)
 
 
-@pytest.mark.parametrize("case", ["none", "one patient", "a lost base", "a full disk", "bad minutes"])
+@pytest.mark.parametrize("case", ["none", "one patient", "a lost base", "a full disk", "a full GPU", "bad minutes"])
 def test_a_run_that_cannot_be_says_why(
     config: Config, store: LocalDatastore, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if a failed run has no clear status, is not in MLflow, or leaves anything but the model that was there."""
     task, request = RetrainTask(config, str(tmp_path / "studies")), {"model": "imis"}
-    expected = {"none": "no label to learn from", "one patient": "labels of one patient only", "a lost base": "is gone"}
+    expected = {
+        "none": "no label to learn from",
+        "one patient": "labels of one patient only",
+        "a lost base": "is gone",
+        "a full disk": "No space left",
+        "a full GPU": "retrain_gpu_share",
+        "bad minutes": "expected a number",
+    }
     if case in ("none", "one patient"):
         for name in "abc" if case == "none" else "bc":
             store.remove_label(name, "final")
@@ -123,16 +130,14 @@ def test_a_run_that_cannot_be_says_why(
     else:
 
         def full(*args: object) -> None:
-            raise OSError(28, "No space left on device")
+            raise torch.OutOfMemoryError("a page") if "GPU" in case else OSError(28, "No space left on device")
 
         monkeypatch.setattr("imis_net.retraining.tuner.save_fine_tuned", full)
     with pytest.raises(SystemExit):
         task(request, store)
     status = read_status(task.root)
     assert status["state"] == "failed"
-    assert expected.get(case, {"a full disk": "No space left", "bad minutes": "expected a number"}.get(case)) in str(
-        status["reason"]
-    )
+    assert expected[case] in str(status["reason"])
     client = MlflowClient(f"sqlite:///{task.root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", status["reason"])

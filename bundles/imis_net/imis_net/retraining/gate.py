@@ -79,7 +79,11 @@ class Verdict:
 
 def answers(segmenter: Segmenter, records: Sequence[Record], seed: int = 0) -> list[Score]:
     """What a model answers on the reference targets, over click, box and text, each with three corrections."""
-    return [s for name, rounds in GATE_STRATEGIES for s in evaluate(segmenter, records, name, rounds, seed)]
+    return [
+        score
+        for name, rounds in GATE_STRATEGIES
+        for score in evaluate(segmenter, records, name, rounds, seed, with_surface=False)
+    ]
 
 
 def box_masks(segmenter: Segmenter, records: Sequence[Record], seed: int = 0) -> dict[TargetKey, np.ndarray]:
@@ -89,7 +93,7 @@ def box_masks(segmenter: Segmenter, records: Sequence[Record], seed: int = 0) ->
     def watch(score: Score, image: np.ndarray, truth: np.ndarray, mask: np.ndarray, prompt: Prompt) -> None:
         masks[score.case, score.target] = mask
 
-    deque(evaluate(segmenter, records, "box", 0, seed, watch=watch), maxlen=0)
+    deque(evaluate(segmenter, records, "box", 0, seed, watch=watch, with_surface=False), maxlen=0)
     return masks
 
 

@@ -238,7 +238,8 @@ class _Run:
 
     def _score(self) -> float:
         segmenter = TrunkFedSegmenter(self.network, self.trunk_features, self.network.device)
-        return float(np.mean([mean_dice(evaluate(segmenter, self.validation, s)) for s in ("box", "click")]))
+        scores = (evaluate(segmenter, self.validation, s, with_surface=False) for s in ("box", "click"))
+        return float(np.mean([mean_dice(of_strategy) for of_strategy in scores]))
 
 
 def _check(records: Sequence[Record], validation: Sequence[Record]) -> None:
