@@ -23,8 +23,8 @@ def random_click(mask: np.ndarray, rng: np.random.Generator, closest_fraction: f
     if len(inside) == 0:
         raise PromptError("cannot click in an empty mask")
     if closest_fraction < 1:
-        y, x = np.divmod(inside, mask.shape[1])
-        order = np.argsort((x - x.mean()) ** 2 + (y - y.mean()) ** 2, kind="stable")
+        rows, columns = np.divmod(inside, mask.shape[1])
+        order = np.argsort((columns - columns.mean()) ** 2 + (rows - rows.mean()) ** 2, kind="stable")
         inside = inside[order[: max(1, int(len(inside) * closest_fraction))]]
     y, x = divmod(int(inside[rng.integers(len(inside))]), mask.shape[1])
     return np.array([x, y], np.float32)

@@ -132,7 +132,7 @@ class Sampler:
         view = self._view(record.image.shape, focus_map == rng.choice(values), rng)
         image, views = view.apply(record.image), [(view.apply(label_map), names) for label_map, names in maps]
         if rng.random() < self.warp_probability:
-            warp = random_warp(*image.shape[:2], rng)
+            warp = random_warp(image.shape[0], image.shape[1], rng)
             image = warp_image(image, warp)
             views = [(warp_labels(label_map, warp), names) for label_map, names in views]
         rows, columns = self._resolution(rng)
