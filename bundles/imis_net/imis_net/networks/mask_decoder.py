@@ -41,10 +41,11 @@ class MaskPrediction:
     tokens: Tensor
     src: Tensor
 
-    def best(self, min_area: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def best(self, min_area: Tensor | None = None, lead: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
         """Of the three ambiguity-aware masks the one with the highest predicted IoU.
 
         Args:
+            lead: what another than the first of them must be rated higher by.
             min_area: [B] low-resolution pixels below which a mask is no answer while another one is, the single mask
                 of token 0 as the last resort; None is the published rule, which may answer with nothing.
 
@@ -53,6 +54,7 @@ class MaskPrediction:
         """
         preference = self.iou_predictions.clone()
         preference[:, 0] -= _LESS
+        preference[:, 1] += lead
         if min_area is not None:
             area = (self.low_res_masks > 0).flatten(2).sum(2)
             preference -= 2 * _LESS * (area < min_area.to(area.device)[:, None])
