@@ -65,7 +65,7 @@ review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
 	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)
 
 bench-triton: venv ## graphs and Triton: latency, throughput, overhead, hot reload, a crash (about 10 minutes)
-	@status=0; for table in export_latency vit_latency triton_serving; do \
+	@status=0; for table in export_latency triton_serving vit_latency; do \
 	  $(PYTHON) benchmarks/$$table.py || status=1; done; exit $$status
 
 bench-gpu: venv ## on a GPU: build TensorRT's engines, compare them with torch, time them beside it (ARGS="--model NAME --weights F")
