@@ -11,7 +11,7 @@ WORKERS ?= 2
 .DEFAULT_GOAL := help
 .PHONY: help venv serve serve-triton e2e test lint parity review \
 	bench-serving bench-labels bench-accuracy bench-engine bench-retrain bench-strategies \
-	bench-triton studies
+	bench-triton bench-gpu studies
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -65,5 +65,8 @@ review: venv ## look over made masks (DIR=folder of build_masks, PORT=8000)
 	@$(PYTHON) scripts/review_masks.py $(DIR) --port $(PORT)
 
 bench-triton: venv ## graphs and Triton: latency, throughput, overhead, hot reload, a crash (about 10 minutes)
-	@status=0; for table in export_latency vit_latency triton_serving; do \
+	@status=0; for table in export_latency triton_serving vit_latency; do \
 	  $(PYTHON) benchmarks/$$table.py || status=1; done; exit $$status
+
+bench-gpu: venv ## on a GPU: build TensorRT's engines, compare them with torch, time them beside it (ARGS="--model NAME --weights F")
+	@$(PYTHON) benchmarks/gpu_engines.py $(ARGS)

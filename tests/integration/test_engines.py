@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 
+import gpu_engines
 import onnx
 import pytest
 import torch
@@ -74,6 +75,14 @@ def test_unknown_gpus_and_graphs_are_refused_by_name(default_graphs: Path, tmp_p
     (tmp_path / "torn.onnx").write_bytes((default_graphs / f"{TRUNK}.onnx").read_bytes()[:1000])
     with pytest.raises(ExportError, match=r"torn\.onnx: tensorrt_rtx .* does not take it"):
         compile_graph(trt, tmp_path / "torn.onnx", ["89"], tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here, which it would measure")
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_the_measurement_on_a_gpu_says_what_is_missing(backend: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Breaks if the one command for owners of a GPU cannot be read, or ends in a traceback where there is none."""
+    assert gpu_engines.main(["--backend", backend]) == 2
+    assert f"gpu_engines: {backend} runs on an NVIDIA GPU" in capsys.readouterr().err
 
 
 def test_metas_own_decoder_is_refused(tmp_path: Path) -> None:

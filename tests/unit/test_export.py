@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from imis_net import export as module
+from imis_net.adapters.graph_runtimes import OnnxRuntimeGraph
 from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.errors import ExportError
 from imis_net.export import export, graphs
 from imis_net.networks.build import imis_net_compact
 from imis_net.segmenter import TorchSegmenter
+from imis_net.serving.precisions import half_precision
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,21 @@ def test_a_graph_that_differs_is_refused_and_leaves_nothing(local, tmp_path, mon
     with pytest.raises(ExportError, match=r"neck: .* differs from torch by"):
         export(local.network, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_too_large_for_one_file_lie_beside_it(local, tmp_path, monkeypatch):
+    """Breaks if a trunk of more than 2 GB cannot be written, or its weights stay behind when a folder is made of it."""
+    neck = [g for g in graphs(local.network) if g.name == module.NECK]
+    monkeypatch.setattr(module, "graphs", lambda network: neck)
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 1000)
+    export(local.network, tmp_path / "out")
+    assert {path.name for path in (tmp_path / "out").glob("neck*")} == {"neck.onnx", "neck.onnx.data"}
+    half_precision(tmp_path / "out", tmp_path / "half")
+    inputs = {name: value.numpy() for name, value in neck[0].inputs.items()}
+    with torch.no_grad():
+        want = neck[0].module(*neck[0].inputs.values())[0].numpy()
+    got = OnnxRuntimeGraph(tmp_path / "half" / "neck.onnx", 1).run(inputs)[0]
+    assert module.relative_error(got, want) < 1e-2
 
 
 def test_a_folder_without_its_graphs_is_refused(local, tmp_path):

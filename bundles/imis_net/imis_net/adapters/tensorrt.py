@@ -63,17 +63,24 @@ class Engine:
         self._lock, self._stream = threading.Lock(), torch.cuda.Stream()
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        with self._lock, torch.cuda.stream(self._stream):
-            given = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])).cuda() for name in self.input_names}
-            for name, tensor in given.items():
-                if not self._context.set_input_shape(name, tuple(tensor.shape)):
-                    raise ExportError(f"{name}: shape {list(tensor.shape)} is outside the engine's profile")
-            answers = [self._empty(name) for name in self._output_names]
-            for name, tensor in [*given.items(), *zip(self._output_names, answers, strict=True)]:
-                self._context.set_tensor_address(name, tensor.data_ptr())
-            if not self._context.execute_async_v3(self._stream.cuda_stream):
-                raise ExportError("the engine did not run")
-            return [answer.cpu().numpy() for answer in answers]
+        given = {name: torch.from_numpy(np.ascontiguousarray(inputs[name])).cuda() for name in self.input_names}
+        return [answer.cpu().numpy() for answer in self.run_on_gpu(given)]
+
+    def run_on_gpu(self, given: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+        """Contiguous tensors of the GPU in and out; done when it returns."""
+        with self._lock:
+            self._stream.wait_stream(torch.cuda.current_stream())  # which made the inputs
+            with torch.cuda.stream(self._stream):
+                for name, tensor in given.items():
+                    if not self._context.set_input_shape(name, tuple(tensor.shape)):
+                        raise ExportError(f"{name}: shape {list(tensor.shape)} is outside the engine's profile")
+                answers = [self._empty(name) for name in self._output_names]
+                for name, tensor in [*given.items(), *zip(self._output_names, answers, strict=True)]:
+                    self._context.set_tensor_address(name, tensor.data_ptr())
+                if not self._context.execute_async_v3(self._stream.cuda_stream):
+                    raise ExportError("the engine did not run")
+            self._stream.synchronize()
+        return answers
 
     def _empty(self, name: str) -> torch.Tensor:
         dtype = torch.from_numpy(np.empty(0, self._trt.nptype(self._engine.get_tensor_dtype(name)))).dtype
