@@ -37,8 +37,9 @@ e2e: venv ## install Chromium and Orthanc (apt, as root) for the browser tests, 
 lint: venv ## ruff and mypy
 	@$(PYTHON) -m ruff check . && $(PYTHON) -m ruff format --check . && $(PYTHON) -m mypy
 
-bench-serving: venv ## measure the server beside MONAI Label's own policy, then 100,000 hostile requests
-	@$(PYTHON) benchmarks/serving.py $(ARGS); first=$$?; $(PYTHON) benchmarks/serving_fuzz.py && exit $$first
+bench-serving: venv ## the server beside MONAI Label's policy, propagation, label store, hostile requests (over an hour)
+	@status=0; for table in serving propagation label_store serving_fuzz; do \
+	  $(PYTHON) benchmarks/$$table.py || status=1; done; exit $$status
 
 bench-labels: venv ## 10,000 faults in the label store
 	@$(PYTHON) benchmarks/label_store.py $(ARGS)

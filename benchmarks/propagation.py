@@ -10,7 +10,7 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
 
 import torch
 from claims import Claim, report
+from scipy import ndimage
 
 from imis_net.embedding_cache import EmbeddingCache
 from imis_net.images import Volume, read_volume
@@ -69,42 +70,48 @@ def main() -> None:
 
 
 def _accuracy(segmenter: TorchSegmenter, data: Path) -> Iterator[Claim]:
-    scores: dict[str, list[tuple[float, float]]] = {"long": [], "short": []}
+    scores: dict[str, list[tuple[float, float]]] = {"two prompts or more": [], "one prompt": []}
+    embed = _cached(segmenter)
     for target in _targets(data):
-        embed = _cached(segmenter)
         each = _per_slice(segmenter, embed, target)
-        found = propagate(target.volume, _anchors(target), segmenter, embed).mask
+        anchors = _anchors(target)
+        found = propagate(target.volume, anchors, segmenter, embed).mask
         pair = _dice(found, target.truth), _dice(each, target.truth)
-        kind = "long" if len(target.slices) >= 2 * SLICES_PER_PROMPT else "short"
-        scores[kind].append(pair)
+        scores["one prompt" if len(anchors) == 1 else "two prompts or more"].append(pair)
         print(f"  {target.case} {target.value}: {len(target.slices)}, {pair[0]:.3f} of {pair[1]:.3f}", flush=True)
-    names = {"long": "two prompts or more", "short": "one prompt"}
-    for kind, pairs in scores.items():
-        ours, theirs = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
-        yield Claim(
-            f"Dice with one slice in ten prompted / of a box on each, {len(pairs)} targets of {names[kind]}",
-            float(ours / theirs),
-            0.95,
-            beside=f"{ours:.3f} of {theirs:.3f}",
-        )
+    yield _claim([pair for pairs in scores.values() for pair in pairs], "targets")
+    for name, pairs in scores.items():
+        yield _claim(pairs, f"targets of {name}")
+
+
+def _claim(pairs: Sequence[tuple[float, float]], what: str) -> Claim:
+    ours, theirs = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
+    name = f"Dice with one slice in ten prompted / of a box on each, {len(pairs)} {what}"
+    return Claim(name, float(ours / theirs), 0.95, beside=f"{ours:.3f} of {theirs:.3f}")
 
 
 def _targets(data: Path) -> Iterator[Target]:
-    """The largest targets of each volume: the others are a few pixels wide on a slice."""
+    """The largest targets of each volume, as the others are a few pixels wide on a slice; of each its largest connected
+    part, as nothing leads from one part to another.
+    """
     for case in json.loads((data / "index.json").read_text())["cases"]:
         if case["kind"] != "3d":
             continue
         volume, labels = read_volume(data / case["image"]), read_volume(data / case["label"]).array
         values, counts = np.unique(labels[labels > 0], return_counts=True)
         for value in values[np.argsort(-counts)][:MAX_NUM_TARGETS]:
-            yield Target(case["id"], int(value), volume, labels == value)
+            yield Target(case["id"], int(value), volume, _largest_part(labels == value))
+
+
+def _largest_part(mask: np.ndarray) -> np.ndarray:
+    parts, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    return parts == 1 + np.argmax(np.bincount(parts.ravel())[1:])
 
 
 def _anchors(target: Target) -> Mapping[int, Prompt]:
-    """From the first slice to the last, a tenth of them; the middle one where that is a single slice."""
-    num = max(1, len(target.slices) // SLICES_PER_PROMPT)
-    chosen = np.linspace(0, len(target.slices) - 1, num) if num > 1 else [len(target.slices) // 2]
-    return {int(k): target.box(int(k)) for k in target.slices[np.rint(chosen).astype(int)]}
+    """The middle slice of each ten, of fewer where there are not ten."""
+    tens = np.array_split(target.slices, max(1, len(target.slices) // SLICES_PER_PROMPT))
+    return {int(k): target.box(int(k)) for k in (ten[len(ten) // 2] for ten in tens)}
 
 
 def _per_slice(segmenter: TorchSegmenter, embed: Embed, target: Target) -> np.ndarray:
@@ -117,15 +124,12 @@ def _per_slice(segmenter: TorchSegmenter, embed: Embed, target: Target) -> np.nd
 
 def _cached(segmenter: TorchSegmenter) -> Embed:
     """Through the cache that the server has, so that a slice that was seen before costs the decoder alone."""
-    cache = _CACHE
+    cache = EmbeddingCache(CACHE_BYTES)
 
     def embed(image: np.ndarray) -> ImageEmbedding:
         return cache.get_or_encode(str(hash(image.tobytes())), lambda: segmenter.encode_image(image))[0]
 
     return embed
-
-
-_CACHE = EmbeddingCache(CACHE_BYTES)
 
 
 def _cost(segmenter: TorchSegmenter) -> Iterator[Claim]:

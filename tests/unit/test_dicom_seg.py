@@ -117,6 +117,45 @@ def test_another_reader_finds_each_segment_in_its_place(tmp_path: Path) -> None:
         assert sitk.GetArrayFromImage(image).sum() == (label == value).sum()
 
 
+def _as_label_map(binary: bytes, label: np.ndarray, series: Path) -> pydicom.Dataset:
+    """The same segmentation as a label map with segments 3 and 7, one slice left out."""
+    file = pydicom.dcmread(io.BytesIO(binary))
+    file.SOPClassUID = file.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
+    file.SegmentationType, file.NumberOfFrames = "LABELMAP", SHAPE[2] - 1
+    file.BitsAllocated, file.BitsStored, file.HighBit = 8, 8, 7
+    for segment, number in zip(file.SegmentSequence, (3, 7), strict=True):
+        segment.SegmentNumber = number
+        del segment.TrackingID, segment.TrackingUID  # ours, which say the value
+    sources = sorted((pydicom.dcmread(f) for f in series.iterdir()), key=lambda d: d.InstanceNumber)
+    groups = []
+    for source in sources[1:]:
+        reference = pydicom.Dataset()
+        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = CTImageStorage, source.SOPInstanceUID
+        derivation, group = pydicom.Dataset(), pydicom.Dataset()
+        derivation.SourceImageSequence, group.DerivationImageSequence = [reference], [derivation]
+        groups.append(group)
+    file.PerFrameFunctionalGroupsSequence = groups
+    numbers = np.select([label == 2, label == 5], [3, 7], 0).astype(np.uint8)
+    file.PixelData = numbers[:, :, 1:].transpose(2, 1, 0).tobytes()
+    return file
+
+
+def test_a_label_map_is_read(tmp_path: Path) -> None:
+    """Breaks if the newer kind of file is refused, or its values are taken for places in the list of segments."""
+    series, label = _series(tmp_path / "ct", STRAIGHT), _label()
+    label[:, :, 0] = 0
+    affine = read_volume(series).affine
+    file = _as_label_map(write_dicom_seg(label, affine, series, SEGMENTS, IDENTITY), label, series)
+    file.save_as(tmp_path / "map.dcm")
+    back, segments = read_dicom_seg(tmp_path / "map.dcm", series, SHAPE, affine)
+    np.testing.assert_array_equal(back, np.select([label == 2, label == 5], [3, 7], 0))
+    assert {value: segment.name for value, segment in segments.items()} == {3: "spleen", 7: "liver"}
+    del file.SegmentSequence[1]
+    file.save_as(tmp_path / "map.dcm")
+    with pytest.raises(ImageError, match=r"without a description: \[7\]"):
+        read_dicom_seg(tmp_path / "map.dcm", series, SHAPE, affine)
+
+
 def test_a_file_of_another_series_is_refused(tmp_path: Path) -> None:
     """Breaks if a label of one patient can be laid on the images of another."""
     one, other = _series(tmp_path / "one", STRAIGHT), _series(tmp_path / "other", STRAIGHT)

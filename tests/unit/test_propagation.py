@@ -59,6 +59,17 @@ def test_it_ends_where_the_target_ends() -> None:
     assert not found.mask[..., ~truth.any((0, 1))].any()
 
 
+def test_it_ends_between_two_targets_that_touch() -> None:
+    """Breaks if a target is followed on into the next one where they meet without a gap: only contrast tells."""
+    i, j, k = np.mgrid[:48, :40, :24]
+    faintness = 12 * np.abs(np.minimum(k, 23 - k) - 5)  # of two columns, brightest at slices 5 and 18
+    array = np.where((i - 26) ** 2 + (j - 18) ** 2 < 12**2, 220 - faintness, 20).astype(np.uint8)
+    volume = Volume(np.asfortranarray(array), np.diag([1.0, 1.0, 3.0, 1.0]))
+    found = _run(volume, {5: Prompt(box=[13, 5, 39, 31])}).mask.any((0, 1))
+    assert found[:11].all()
+    assert not found[12:].any()
+
+
 def test_between_two_anchors_each_slice_is_prompted() -> None:
     """Breaks if anchors are not honoured, or a slice between them is left out."""
     volume, truth = _ball()

@@ -92,7 +92,8 @@ async function propagate() {
     const values = await server.propagated(job);
     if (id !== study) return;
     target.apply({ kind: 'propagation', axis }, values);
-    target.told = `${facts.iou_predictions.length} slices · ${((performance.now() - start) / 1000).toFixed(1)} s`;
+    const count = facts.iou_predictions.length, seconds = ((performance.now() - start) / 1000).toFixed(1);
+    target.told = count > 1 ? `${count} slices · ${seconds} s` : 'not found on other slices: prompt one more';
     refresh();
     say('');
   } finally {

@@ -62,7 +62,7 @@ class Identity:
 
 
 def is_dicom_seg(path: Path) -> bool:
-    """Of any kind, also of one that cannot be read here."""
+    """Of any kind, also of fractions, which are not read here."""
     return _sop_class(path) in (SegmentationStorage, LABEL_MAP_STORAGE)
 
 
@@ -124,31 +124,55 @@ def read_dicom_seg(
     """The labels [i, j, k] (uint16) of a DICOM SEG on its series, and what they stand for by value.
 
     Raises:
-        ImageError: no binary DICOM SEG, of another series, or with segments that overlap.
+        ImageError: no DICOM SEG of type BINARY or LABELMAP, of another series, or with segments that overlap.
     """
-    if _sop_class(path) == LABEL_MAP_STORAGE:
-        raise ImageError("DICOM SEG: expected one of type BINARY, got a label map")
     sources = _sources(series)
     slices = _slices_of(sources, shape, affine)
+    read = _label_map if _sop_class(path) == LABEL_MAP_STORAGE else _binary
     try:
-        seg = hd.seg.segread(str(path))
-        described = [seg.get_segment_description(n) for n in seg.segment_numbers]
-        by_source = seg.get_pixels_by_source_instance(
-            source_sop_instance_uids=[s.SOPInstanceUID for s in sources],
-            combine_segments=True,
-            assert_missing_frames_are_empty=True,
-        )
-    except (ValueError, KeyError, AttributeError, RuntimeError, InvalidDicomError) as error:
+        described, by_source, drawn_on = read(path, sources)
+    except (ValueError, KeyError, AttributeError, RuntimeError, IndexError, TypeError, InvalidDicomError) as error:
         raise ImageError(f"DICOM SEG: cannot be laid on this series: {error}") from error
-    mine = {s.SOPInstanceUID for s in sources}
-    theirs = {uid for _, _, uid in seg.get_source_image_uids()}
-    if not theirs <= mine:
+    if not drawn_on <= {s.SOPInstanceUID for s in sources}:
         raise ImageError("DICOM SEG: expected one of this series, got one that was drawn on other images")
-    values = [0, *(_value(d) for d in described)]
+    values = np.zeros(max(d.segment_number for d in described) + 1, np.uint16)
+    values[[d.segment_number for d in described]] = [_value(d) for d in described]
     label = np.zeros(tuple(shape), np.uint16)
     for k, frame in zip(slices, by_source, strict=True):
-        label[:, :, k] = np.array(values, np.uint16)[frame].T
+        label[:, :, k] = values[frame].T
     return label, {_value(d): _segment(d) for d in described}
+
+
+_Read = tuple[list[hd.seg.SegmentDescription], np.ndarray, set[str]]
+"""What the segments are; segment numbers [source, row, column]; the UIDs of the images that they were drawn on."""
+
+
+def _binary(path: Path, sources: Sequence[Dataset]) -> _Read:
+    seg = hd.seg.segread(str(path))
+    by_source = seg.get_pixels_by_source_instance(
+        source_sop_instance_uids=[s.SOPInstanceUID for s in sources],
+        combine_segments=True,
+        assert_missing_frames_are_empty=True,
+    )
+    described = [seg.get_segment_description(n) for n in seg.segment_numbers]
+    return described, by_source, {uid for _, _, uid in seg.get_source_image_uids()}
+
+
+def _label_map(path: Path, sources: Sequence[Dataset]) -> _Read:
+    """By pydicom: highdicom knows this newer kind from a version on that needs another pydicom than the host."""
+    file = dcmread(path)
+    described = [hd.seg.SegmentDescription.from_dataset(s) for s in file.SegmentSequence if s.SegmentNumber]
+    frames = file.pixel_array.reshape(-1, file.Rows, file.Columns)
+    unknown = set(np.unique(frames).tolist()) - {0, *(d.segment_number for d in described)}
+    if unknown or not described:
+        raise ValueError(f"values without a description: {sorted(unknown)[:8]}")
+    by_uid = {
+        groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID: frame
+        for groups, frame in zip(file.PerFrameFunctionalGroupsSequence, frames, strict=True)
+    }
+    empty = np.zeros(frames.shape[1:], frames.dtype)
+    by_source = np.stack([by_uid.get(s.SOPInstanceUID, empty) for s in sources])
+    return described, by_source, set(by_uid)
 
 
 def _sop_class(path: Path) -> UID | None:

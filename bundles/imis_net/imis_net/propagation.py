@@ -2,8 +2,9 @@
 
 Slices between two prompted ones (anchors) are prompted with what the anchors' masks become in between, the signed
 distance to their outlines interpolated at that depth. Beyond the outermost anchors each slice is prompted with its
-neighbour's mask, until the target ends. Distances and limits are in mm, so that thick slices may change more than
-thin ones. The published model segments single slices ("only 2D slices"); this is our addition.
+neighbour's mask, a click in its midst and the box that it should have there, until the target ends. Distances and
+limits are in mm, so that thick slices may change more than thin ones. The published model segments single slices
+("only 2D slices"); this is our addition.
 """
 
 from __future__ import annotations
@@ -31,6 +32,17 @@ MAX_LOGIT = 10.0
 """A network is as good as certain there."""
 MARGIN_MM = 4.0
 """What is around a target begins at its outline and ends here, or after three pixels."""
+RIM_PX = 2.5
+"""What lies on either side of an outline: two pixels and their diagonals."""
+TREND = 0.5
+"""Share of the last slice's change that the next one is expected to repeat."""
+SHRINKAGE = 0.6
+"""How many mm per mm of depth the next box is smaller than expected, on each side: a target that is larger spills over
+a box that is too small, whereas something is found to fill one that is too large."""
+STANDING_OUT = 0.3
+"""Contrast of a target that stands out, in its own standard deviations: below lies what is called a small effect."""
+VALLEY = 0.2
+"""Contrast that falls and rises again by this share of its highest is another object's, beyond the lowest."""
 
 
 class Cancelled(Exception):
@@ -44,6 +56,8 @@ class Limits:
     Attributes:
         min_iou: least predicted IoU of a slice, as a share of its anchor's; the first below it ends that direction.
         max_fading: how far the mean grey value may go from the anchor's (0) to what was around the anchor (1).
+        min_contrast: least difference in grey across the outline, as a share of the highest so far, of a slice that has
+            faded by half of what it may. Only of targets that stand out.
         max_slope: how many mm the target's mean radius may change per mm of depth, and how far its outline may lie
             outside its neighbour's; 1 is an outline at 45 degrees.
         max_distance_mm: how far from the outermost anchors to go at most.
@@ -51,6 +65,7 @@ class Limits:
 
     min_iou: float = 0.6
     max_fading: float = 0.5
+    min_contrast: float = 0.6
     max_slope: float = 1.5
     max_distance_mm: float = math.inf
 
@@ -156,23 +171,46 @@ def _fill(walk: _Walk, first: int, before: np.ndarray, last: int, after: np.ndar
 
 def _follow(walk: _Walk, anchor: Prediction, indices: range) -> None:
     """Outwards from an anchor, neighbour by neighbour, until the target ends."""
-    last = anchor
-    start = indices.start - indices.step
-    inside, around = _greys(walk, start, anchor.mask)
-    for num_steps, index in enumerate(indices, start=1):
-        if not last.mask.any() or num_steps * walk.depth_mm > walk.limits.max_distance_mm:
-            return
-        shape = signed_distance_mm(last.mask, walk.spacing_mm)
-        prediction = walk.predict(index, _prompt(shape, walk, last.low_res_mask))
-        kept = prediction.mask & (shape > -_reach_mm(walk, walk.depth_mm))
+    if not anchor.mask.any():
+        return
+    last, here = anchor, signed_distance_mm(anchor.mask, walk.spacing_mm)
+    before = here
+    appearance = _Appearance(walk, indices.start - indices.step, here)
+    steps: list[tuple[int, Prediction]] = []
+    for index in indices:
+        if (len(steps) + 1) * walk.depth_mm > walk.limits.max_distance_mm:
+            break
+        prediction = walk.predict(index, _prompt_ahead(walk, before, here, last.low_res_mask))
+        kept = prediction.mask & (here > -_reach_mm(walk, walk.depth_mm))
         if _has_ended(walk, last.mask, kept, prediction.iou_prediction / max(anchor.iou_prediction, 1e-6)):
-            return
+            break
+        before, here = here, signed_distance_mm(kept, walk.spacing_mm)
         # A box always holds something: the target has ended where it looks more like what was around it.
-        grey, _ = _greys(walk, index, kept)
-        if (grey - inside) * (around - inside) > walk.limits.max_fading * (around - inside) ** 2:
-            return
+        if not appearance.is_still(index, here):
+            break
         last = replace(prediction, mask=kept)
-        walk.keep(index, last)
+        steps.append((index, last))
+        lowest = appearance.valley()
+        if lowest is not None:
+            del steps[lowest - 1 :]  # the anchor has a contrast and is no step
+            break
+    for index, step in steps:
+        walk.keep(index, step)
+
+
+def _prompt_ahead(walk: _Walk, before: np.ndarray, here: np.ndarray, low_res_mask: np.ndarray) -> Prompt:
+    """For the slice after two of these signed distances in mm, the latter's logits at hand."""
+    expected = here + TREND * (here - before)
+    box = _box(expected if (expected > 0).any() else here)
+    inset = SHRINKAGE * walk.depth_mm / np.array(walk.spacing_mm[::-1])
+    smaller = box + np.array([*inset, *-inset])
+    row, column = np.unravel_index(here.argmax(), here.shape)
+    return Prompt(
+        point_coords=np.array([[column, row]]),
+        point_labels=np.array([1]),
+        box=smaller if (smaller[2:] - smaller[:2] >= 2).all() else box,
+        low_res_mask=low_res_mask,
+    )
 
 
 def _has_ended(walk: _Walk, before: np.ndarray, after: np.ndarray, iou: float) -> bool:
@@ -180,12 +218,47 @@ def _has_ended(walk: _Walk, before: np.ndarray, after: np.ndarray, iou: float) -
     return not after.any() or iou < walk.limits.min_iou or change_mm > _reach_mm(walk, walk.depth_mm)
 
 
-def _greys(walk: _Walk, index: int, mask: np.ndarray) -> tuple[float, float]:
-    """Mean grey value inside a mask, and in a margin around it."""
-    grey = walk.volume.slice_rgb(index, walk.axis, walk.window).mean(axis=2)
-    distance_mm = signed_distance_mm(mask, walk.spacing_mm)
-    margin = (distance_mm < 0) & (distance_mm > -max(MARGIN_MM, 3 * max(walk.spacing_mm)))
-    return tuple(float(grey[where].mean()) if where.any() else 0.0 for where in (mask, margin))  # type: ignore[return-value]
+class _Appearance:
+    """How a target looks against what is around it, slice by slice from its anchor: in mean grey values."""
+
+    def __init__(self, walk: _Walk, index: int, distance_mm: np.ndarray) -> None:
+        self._walk = walk
+        grey = self._grey(index)
+        margin_mm = max(MARGIN_MM, 3 * max(walk.spacing_mm))
+        self._inside, self._around = grey[distance_mm > 0].mean(), _mean(grey, -distance_mm, margin_mm)
+        contrast = self._contrast(grey, distance_mm)
+        self._sign = 1.0 if contrast >= 0 else -1.0
+        self._contrasts = [abs(contrast)]
+        self._stands_out = abs(contrast) > STANDING_OUT * grey[distance_mm > 0].std()
+
+    def is_still(self, index: int, distance_mm: np.ndarray) -> bool:
+        """Whether the next slice shows the target inside that outline."""
+        grey, limits = self._grey(index), self._walk.limits
+        gap = self._around - self._inside
+        fading = (grey[distance_mm > 0].mean() - self._inside) / gap if gap else 0.0
+        self._contrasts.append(self._sign * self._contrast(grey, distance_mm))
+        is_flat = self._stands_out and self._contrasts[-1] < limits.min_contrast * max(self._contrasts)
+        return bool(fading <= limits.max_fading / (2 if is_flat else 1))
+
+    def valley(self) -> int | None:
+        """How many slices from the anchor the contrast was lowest, once it has risen again; None before."""
+        lowest = int(np.argmin(self._contrasts))
+        before, after = max(self._contrasts[: lowest + 1]), self._contrasts[-1]
+        is_valley = min(before, after) - self._contrasts[lowest] > VALLEY * before
+        return lowest if self._stands_out and is_valley else None
+
+    def _grey(self, index: int) -> np.ndarray:
+        return self._walk.volume.slice_rgb(index, self._walk.axis, self._walk.window).mean(axis=2)
+
+    def _contrast(self, grey: np.ndarray, distance_mm: np.ndarray) -> float:
+        rim_mm = RIM_PX * max(self._walk.spacing_mm)
+        return _mean(grey, distance_mm, rim_mm) - _mean(grey, -distance_mm, rim_mm)
+
+
+def _mean(grey: np.ndarray, distance_mm: np.ndarray, up_to_mm: float) -> float:
+    """Of the pixels at most that far on the positive side; 0 where there is none."""
+    where = (distance_mm > 0) & (distance_mm < up_to_mm)
+    return float(grey[where].mean()) if where.any() else 0.0
 
 
 def _reach_mm(walk: _Walk, distance_mm: float) -> float:
@@ -198,14 +271,16 @@ def _radius_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> float:
     return math.sqrt(np.count_nonzero(mask) * spacing_mm[0] * spacing_mm[1] / math.pi)
 
 
-def _prompt(shape_mm: np.ndarray, walk: _Walk, low_res_mask: np.ndarray | None = None) -> Prompt:
-    """The box around an expected shape and its mask: the neighbour's own logits, or else the distances in pixels."""
-    if low_res_mask is None:
-        low_res_mask = _low_res(shape_mm / max(walk.spacing_mm), walk.segmenter.image_size // 4)
+def _prompt(shape_mm: np.ndarray, walk: _Walk) -> Prompt:
+    """The box around an expected shape, and the distances to its outline in pixels as if they were logits."""
+    low_res_mask = _low_res(shape_mm / max(walk.spacing_mm), walk.segmenter.image_size // 4)
+    return Prompt(box=_box(shape_mm), low_res_mask=low_res_mask)
+
+
+def _box(shape_mm: np.ndarray) -> np.ndarray:
+    """x0, y0, x1, y1 around what is positive: half a pixel outwards, along the outer edges of its pixels."""
     rows, columns = (np.flatnonzero((shape_mm > 0).any(axis)) for axis in (1, 0))
-    # Half a pixel outwards: a box runs along its pixels' outer edges, and one pixel has an area.
-    box = np.array([columns[0], rows[0], columns[-1], rows[-1]]) + np.array([-0.5, -0.5, 0.5, 0.5])
-    return Prompt(box=box, low_res_mask=low_res_mask)
+    return np.array([columns[0], rows[0], columns[-1], rows[-1]]) + np.array([-0.5, -0.5, 0.5, 0.5])
 
 
 def _low_res(logits: np.ndarray, side: int) -> np.ndarray:
