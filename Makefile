@@ -53,7 +53,7 @@ bench-accuracy: venv ## accuracy beside its goals and floors (DATA=../shared/dat
 studies: venv ## the paper's studies on DATA: click position, box offset, strategies, external boxes, sizes
 	@set -e; for table in benchmarks/study_*.py; do $(PYTHON) $$table --data $(DATA) $(ARGS); done
 
-bench-engine: venv ## the data engine's claims (ARGS="--only mutants,sample")
+bench-engine: venv ## the data engine's claims, about 30 minutes (ARGS="--only mutants,sample")
 	@$(PYTHON) benchmarks/data_engine.py $(ARGS)
 
 bench-retrain: venv ## retraining: 1,000 simulated schedules, a set never seen, clicks meanwhile, the whole loop (about 30 minutes)

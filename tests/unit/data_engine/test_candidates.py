@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from imis_net.data_engine import candidates as cand
 from imis_net.data_engine.provenance import Action, InteractiveMask, Origin, Rule, Step
 from imis_net.data_engine.settings import CandidateSettings
+from imis_net.errors import CheckpointError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import TorchSegmenter
 
@@ -193,3 +196,18 @@ def test_what_is_rated_low_is_not_drawn(default_segmenter: TorchSegmenter) -> No
     proposals = cand.propose(default_segmenter, image, replace(SETTINGS, batch_size=16, min_predicted_iou=bound))
     assert proposals.num_removed["predicted_iou"] == 16 - len(confident)
     assert default_segmenter.predict_confident(embedding, clicks, 1.0) == {}
+
+
+def test_sam_weights_that_cannot_be_used_are_told(tmp_path: Path) -> None:
+    """Breaks if another size is loaded than was asked for, or a missing file ends in a traceback."""
+    from imis_net.data_engine.sam_candidates import load_sam
+
+    torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(768, 3, 16, 16)}, tmp_path / "b.pth")
+    for name, weights, told in (
+        ("sam_vit_x", None, "unknown SAM"),
+        ("sam_vit_b", None, "expected --weights FILE"),
+        ("sam_vit_b", tmp_path / "none.pth", "no weights"),
+        ("sam_vit_l", tmp_path / "b.pth", "expected sam_vit_l, got sam_vit_b"),
+    ):
+        with pytest.raises(CheckpointError, match=told):
+            load_sam(name, weights)

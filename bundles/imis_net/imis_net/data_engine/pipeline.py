@@ -91,8 +91,7 @@ class SegmenterStage:
         if self.model.startswith("sam_"):
             from imis_net.data_engine.sam_candidates import SamProposer, load_sam
 
-            sam = load_sam(self.model.removeprefix("sam_"), self.weights or Path("sam.pth"), self.device)
-            return SamProposer(sam, settings)
+            return SamProposer(load_sam(self.model, self.weights, self.device), settings)
         segmenter = load_segmenter(self.model, self.weights, self.device)
         return lambda image: propose(segmenter, image, settings)
 

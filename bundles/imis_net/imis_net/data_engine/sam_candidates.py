@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
+from segment_anything.modeling import Sam
 
+from imis_net.adapters.sam import SIZES, load_network
 from imis_net.data_engine.candidates import Proposals, filter_masks
 from imis_net.data_engine.provenance import InteractiveMask, Origin
 from imis_net.data_engine.settings import CandidateSettings
@@ -23,7 +23,7 @@ class SamProposer:
     not known.
     """
 
-    def __init__(self, sam: Any, settings: CandidateSettings) -> None:
+    def __init__(self, sam: Sam, settings: CandidateSettings) -> None:
         self.settings = settings
         self.generator = SamAutomaticMaskGenerator(
             sam,
@@ -44,19 +44,21 @@ class SamProposer:
         return Proposals(outcome.kept, dict(sorted(counts.items())))
 
 
-def load_sam(size: str, weights: Path, device: str = "cpu") -> Any:
-    """Meta's checkpoint of ``vit_b``, ``vit_l`` or ``vit_h``.
+def load_sam(name: str, weights: Path | None, device: str = "cpu") -> Sam:
+    """Meta's checkpoint of ``sam_vit_b``, ``sam_vit_l`` or ``sam_vit_h``.
 
     Raises:
         CheckpointError: no such size or file, or weights that do not fit.
     """
-    if size not in sam_model_registry:
-        raise CheckpointError(f"unknown SAM: got {size!r}, expected one of {', '.join(sorted(sam_model_registry))}")
-    if not weights.is_file():
-        raise CheckpointError(f"no SAM weights: there is no file {weights.name}")
-    sam = sam_model_registry[size]()
-    try:
-        sam.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-    except Exception as error:  # torch raises anything on a file that is no checkpoint
-        raise CheckpointError(f"{weights.name}: not a checkpoint of SAM {size} ({type(error).__name__})") from error
-    return sam.to(device).eval()
+    names = [f"sam_{size}" for size in SIZES.values()]
+    if name not in names:
+        raise CheckpointError(f"unknown SAM: got {name!r}, expected one of {', '.join(names)}")
+    if weights is None:
+        raise CheckpointError(f"{name}: expected --weights FILE, Meta's checkpoint of that size")
+
+    def build(size: str) -> Sam:
+        if f"sam_{size}" != name:
+            raise CheckpointError(f"{weights.name}: expected {name}, got sam_{size}")
+        return sam_model_registry[size]()
+
+    return load_network(weights, build).to(device).eval()
