@@ -66,7 +66,12 @@ def _found(items: Sequence[LabelledImage], places: Places | None, spoil: Callabl
 
 
 def _whole(record: Record) -> LabelledImage:
-    return LabelledImage(record.case, record.patient, record.image, *record.targets[0])
+    """All targets in one map; a smaller one that overlaps another lies above it."""
+    label, names = np.zeros(record.image.shape[:2], np.uint8), {}
+    targets = sorted(record.masks(MIN_PIXELS), key=lambda named: -named[1].sum())
+    for value, (name, mask) in enumerate(targets, start=1):
+        label[mask], names[value] = value, name
+    return LabelledImage(record.case, record.patient, record.image, label, names)
 
 
 def _single(record: Record) -> Iterator[LabelledImage]:

@@ -37,14 +37,12 @@ class Centre:
 
 def centres(label: np.ndarray, names: Mapping[int, str], patient: str) -> list[Centre]:
     """Of each named target of a label map [H, W]."""
-    present = [value for value in np.unique(label) if names.get(int(value))]
-    middles = ndimage.center_of_mass(label > 0, label, present) if present else []
-    height, width = label.shape
+    named = {value: canonical_name(names[value]) for value in np.unique(label).tolist() if value and names.get(value)}
+    middles = ndimage.center_of_mass(label > 0, label, list(named)) if named else []
+    size = np.array(label.shape[::-1])
     return [
-        Centre(
-            canonical_name(names[int(value)]), patient, np.array([(x + 0.5) / width - 0.5, (y + 0.5) / height - 0.5])
-        )
-        for value, (y, x) in zip(present, middles, strict=True)
+        Centre(name, patient, (np.array([x, y]) + 0.5) / size - 0.5)
+        for name, (y, x) in zip(named.values(), middles, strict=True)
     ]
 
 
