@@ -28,10 +28,11 @@ MIN_SHIFT_PX = 6
 MAX_SHIFT_SHARE = 0.15
 """Of the shorter side; farther away the border of something else is found."""
 FLIP_GAIN, FLIP_CHANCE = 0.25, 6.0
-SHIFT_GAIN, SHIFT_CHANCE = 0.5, 20.0
 """By what share another place must fit better: a least one, and what chance gives to a border of n pixels, which falls
-with the root of n as the error of any mean does. A best shift is the best of thousands,
-so it must be clearer."""
+with the root of n as the error of any mean does."""
+SHIFT_GAIN, SHIFT_CHANCE_PX = 0.3, 500.0
+"""The same for the best of thousands of shifts: there chance falls with n itself, for a border that goes round several
+organs cannot fit by the edge of one. Set where no more true labels are questioned than with the root of n."""
 MIN_BORDER_PX = 300
 """A shorter border fits too many places by chance."""
 PLACE_GAIN = 3.0
@@ -119,7 +120,7 @@ def _moved(item: LabelledImage, places: Places) -> str | None:
     for name, (x, y) in FLIPS.items():
         there = fit(border[::y, ::x], edges)
         likelier = places.gain(targets, (x, y))
-        is_clear = is_long and there > here * _needed(FLIP_GAIN, FLIP_CHANCE, num_pixels)
+        is_clear = is_long and there > here * (1 + max(FLIP_GAIN, FLIP_CHANCE / num_pixels**0.5))
         if likelier is None and is_clear:
             return f"fits {there / here:.1f} times better when flipped {name}"
         if likelier is not None and ((is_clear and likelier > 0) or (there > here and likelier > PLACE_GAIN)):
@@ -127,14 +128,9 @@ def _moved(item: LabelledImage, places: Places) -> str | None:
     if not is_long:
         return None
     dy, dx, there = _best_shift(border, edges)
-    if np.hypot(dy, dx) >= MIN_SHIFT_PX and there > here * _needed(SHIFT_GAIN, SHIFT_CHANCE, num_pixels):
+    if np.hypot(dy, dx) >= MIN_SHIFT_PX and there > here * (1 + max(SHIFT_GAIN, SHIFT_CHANCE_PX / num_pixels)):
         return f"fits {there / here:.1f} times better when shifted by {dx} columns and {dy} rows"
     return None
-
-
-def _needed(gain: float, chance: float, num_pixels: int) -> float:
-    """How many times better another place must fit a border of so many pixels."""
-    return 1 + max(gain, chance / num_pixels**0.5)
 
 
 def fit(border: np.ndarray, edges: np.ndarray) -> float:
