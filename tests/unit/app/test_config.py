@@ -62,6 +62,7 @@ def test_values_are_typed(tmp_path: Path) -> None:
         ("retrain", "61 2 * * *", "retrain.*expected five cron fields"),
         ("retrain_after", "some", "whole number"),
         ("retrain_minutes", "0", "more than 0"),
+        ("retrain_gpu_share", "0", "more than 0"),
         ("labels", " , ", "names"),
         ("segmenter", "tensorflow", "expected one of torch"),
         ("triton_url", "http://127.0.0.1:8001", "HOST:PORT"),

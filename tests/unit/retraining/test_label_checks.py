@@ -1,5 +1,7 @@
 """Bad labels are found, good ones stay."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -79,3 +81,36 @@ def test_neither_of_two_contradicting_labels_stays():
     kept, findings = check_labels([first, with_label(first, other), item("c", seed=5)])
     assert [i.case for i in kept] == ["c"]
     assert {f.rule for f in findings} == {"contradictory"}
+
+
+def small(patient: int, mirrored_picture: bool = False) -> LabelledImage:
+    """One small organ on the left, of a border that is too short to be compared by itself; everybody a little other."""
+    rng = np.random.default_rng(patient)
+    label = np.zeros((160, 200), np.uint8)
+    y, x = rng.integers(70, 80), rng.integers(40, 50)
+    label[y : y + 20, x : x + 24] = 1
+    grey = 60 + 90 * label + ndimage.gaussian_filter(rng.normal(0, 20, label.shape), 1)
+    image = np.repeat(np.clip(grey, 0, 255)[..., None], 3, 2).astype(np.uint8)
+    flip = np.s_[:, ::-1] if mirrored_picture else np.s_[:, :]
+    return LabelledImage(f"case {patient}", f"patient {patient}", image[flip], label[flip], {1: "spleen"})
+
+
+def test_a_label_on_the_other_side_than_in_other_patients_is_found():
+    """Breaks if a small organ's mirrored label teaches the wrong side."""
+    good = [small(n) for n in range(12)]
+    assert check_labels(good) == (good, [])
+    bad = replace(good[3], label=good[3].label[:, ::-1])
+    kept, findings = check_labels([*good[:3], bad, *good[4:]])
+    assert bad not in kept
+    assert [(f.case, f.rule) for f in findings] == [("case 3", "moved")]
+    assert "other patients" in findings[0].reason
+    assert check_label(bad) is None  # by itself it could be
+
+
+def test_few_patients_say_nothing_and_a_mirrored_picture_is_no_mirrored_label():
+    """Breaks if two patients' habits condemn a third's, or a picture that was stored the other way round is refused."""
+    few = [small(n) for n in range(6)]
+    bad = replace(few[0], label=few[0].label[:, ::-1])
+    assert check_labels([bad, *few[1:]])[1] == []
+    items = [small(n, mirrored_picture=n == 5) for n in range(12)]
+    assert check_labels(items) == (items, [])

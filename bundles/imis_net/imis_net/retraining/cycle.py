@@ -175,7 +175,7 @@ def adopt(registry: ModelRegistry, base: Path) -> str:
 
 def checked(records: Sequence[Record]) -> tuple[list[Record], list[Finding]]:
     """The records whose labels are fit, and why the others are not."""
-    items = [LabelledImage(r.case, r.patient, r.image, r.targets[0][0]) for r in records]
+    items = [LabelledImage(r.case, r.patient, r.image, *r.targets[0]) for r in records]
     fit, findings = check_labels(items)
     kept = {item.case for item in fit}
     return [r for r in records if r.case in kept], findings

@@ -2,34 +2,44 @@
 
 A good label's border lies on edges of its image. The border is therefore compared with the image's edges as it stands,
 shifted (all shifts at once, by cross-correlation) and flipped: where another place fits clearly better, the label was
-moved. What is found is quarantined with its reason; nothing is deleted.
+moved. A flip is also known by where targets of the same names lie in other patients: then a border that fits a little
+better is enough, and one that fits better where the target is in nobody is chance. What is found is quarantined with
+its reason; nothing is deleted.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from scipy import fft, ndimage
 
 from imis_net.errors import DatasetError
+from imis_net.retraining.label_places import Centre, Flip, Places, centres
 
 MAX_COVERAGE = 0.9
 """Of the image by one target; the largest organs of a slice stay below two thirds."""
 MIN_SHIFT_PX = 6
 """Smaller shifts are within how people draw."""
-MAX_SHIFT_SHARE = 0.15
+MAX_SHIFT_SHARE = 0.1
 """Of the shorter side; farther away the border of something else is found."""
 FLIP_GAIN, FLIP_CHANCE = 0.25, 6.0
-SHIFT_GAIN, SHIFT_CHANCE = 0.5, 20.0
 """By what share another place must fit better: a least one, and what chance gives to a border of n pixels, which falls
-with the root of n as the error of any mean does. A best shift is the best of thousands, so it must be clearer. On
-abdominal CT 6 % of true labels of one organ that are compared are questioned, and 1 % of labels of all organs."""
+with the root of n as the error of any mean does."""
+SHIFT_GAIN, SHIFT_CHANCE_PX = 0.3, 500.0
+"""The same for the best of thousands of shifts: there chance falls with n itself, for a border that goes round several
+organs cannot fit by the edge of one. Set where no more true labels are questioned than with the root of n."""
 MIN_BORDER_PX = 300
 """A shorter border fits too many places by chance."""
+PLACE_GAIN = 3.0
+"""Logarithm of how much likelier the flipped place must be by what other patients show: the least with which no more
+true labels are questioned than by borders alone, on half of the patients (``benchmarks/label_checks.py``)."""
+FLIPS: Mapping[str, Flip] = {"left to right": (-1, 1), "upside down": (1, -1), "by a half turn": (-1, -1)}
+"""Signs of x and y."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +51,18 @@ class LabelledImage:
         patient: who; never shown.
         image: uint8 [H, W, 3].
         label: integers [H, W], 0 background.
+        names: of the label's values, as far as they are known.
     """
 
     case: str
     patient: str
     image: np.ndarray
     label: np.ndarray
+    names: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def centres(self) -> list[Centre]:
+        return centres(self.label, self.names, self.patient)
 
 
 @dataclass(frozen=True)
@@ -60,14 +76,16 @@ class Finding:
 
 def check_labels(items: Sequence[LabelledImage]) -> tuple[list[LabelledImage], list[Finding]]:
     """The labels that are fit for training, in their order, and why the others are not."""
-    findings = {id(item): finding for item in items if (finding := check_label(item)) is not None}
+    places = Places(centre for item in items for centre in item.centres)
+    findings = {id(item): finding for item in items if (finding := check_label(item, places)) is not None}
     findings.update(_contradictions([item for item in items if id(item) not in findings]))
     return [item for item in items if id(item) not in findings], [findings[id(i)] for i in items if id(i) in findings]
 
 
-def check_label(item: LabelledImage) -> Finding | None:
-    """What is wrong with one label by itself, or None."""
-    for rule, check in (("size", _size), ("empty", _empty), ("whole-image", _whole_image), ("moved", _moved)):
+def check_label(item: LabelledImage, places: Places | None = None) -> Finding | None:
+    """What is wrong with one label, or None; ``places``: what the others say."""
+    moved = partial(_moved, places=places or Places(()))
+    for rule, check in (("size", _size), ("empty", _empty), ("whole-image", _whole_image), ("moved", moved)):
         reason = check(item)
         if reason is not None:
             return Finding(item.case, rule, reason)
@@ -91,27 +109,28 @@ def _whole_image(item: LabelledImage) -> str | None:
     return None if share <= MAX_COVERAGE else f"one target covers {share:.0%} of the image, at most {MAX_COVERAGE:.0%}"
 
 
-def _moved(item: LabelledImage) -> str | None:
-    border = _border(item.label)
+def _moved(item: LabelledImage, places: Places) -> str | None:
+    border, targets = _border(item.label), item.centres
     num_pixels = int(border.sum())
-    if num_pixels < MIN_BORDER_PX:
+    is_long = num_pixels >= MIN_BORDER_PX
+    if not num_pixels or not (is_long or targets):
         return None
     edges = _edges(item.image)
     here = max(fit(border, edges), 0.1)  # a label on flat ground fits nowhere
-    flips = {"left to right": border[:, ::-1], "upside down": border[::-1], "by a half turn": border[::-1, ::-1]}
-    for name, flipped in flips.items():
-        there = fit(flipped, edges)
-        if there > here * _needed(FLIP_GAIN, FLIP_CHANCE, num_pixels):
+    for name, (x, y) in FLIPS.items():
+        there = fit(border[::y, ::x], edges)
+        likelier = places.gain(targets, (x, y))
+        is_clear = is_long and there > here * (1 + max(FLIP_GAIN, FLIP_CHANCE / num_pixels**0.5))
+        if likelier is None and is_clear:
             return f"fits {there / here:.1f} times better when flipped {name}"
+        if likelier is not None and ((is_clear and likelier > 0) or (there > here and likelier > PLACE_GAIN)):
+            return f"fits {there / here:.1f} times better, and lies where other patients have it, when flipped {name}"
+    if not is_long:
+        return None
     dy, dx, there = _best_shift(border, edges)
-    if np.hypot(dy, dx) >= MIN_SHIFT_PX and there > here * _needed(SHIFT_GAIN, SHIFT_CHANCE, num_pixels):
+    if np.hypot(dy, dx) >= MIN_SHIFT_PX and there > here * (1 + max(SHIFT_GAIN, SHIFT_CHANCE_PX / num_pixels)):
         return f"fits {there / here:.1f} times better when shifted by {dx} columns and {dy} rows"
     return None
-
-
-def _needed(gain: float, chance: float, num_pixels: int) -> float:
-    """How many times better another place must fit a border of so many pixels."""
-    return 1 + max(gain, chance / num_pixels**0.5)
 
 
 def fit(border: np.ndarray, edges: np.ndarray) -> float:
