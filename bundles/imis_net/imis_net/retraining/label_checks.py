@@ -25,7 +25,7 @@ MAX_COVERAGE = 0.9
 """Of the image by one target; the largest organs of a slice stay below two thirds."""
 MIN_SHIFT_PX = 6
 """Smaller shifts are within how people draw."""
-MAX_SHIFT_SHARE = 0.1
+MAX_SHIFT_SHARE = 0.15
 """Of the shorter side; farther away the border of something else is found."""
 FLIP_GAIN, FLIP_CHANCE = 0.25, 6.0
 """By what share another place must fit better: a least one, and what chance gives to a border of n pixels, which falls
