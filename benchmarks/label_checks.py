@@ -2,7 +2,8 @@
 
 python benchmarks/label_checks.py [--data DIR]
 
-Thresholds were set on half of the patients; these are the others. Labels are those of one organ each and those of all
+Thresholds were set on half of the patients; these are the others, but how far a shift is looked for was decided with
+them in view. Labels are those of one organ each and those of all
 organs of a slice, as they are, flipped and moved. Rows stand in results/label_checks.csv.
 """
 
