@@ -181,16 +181,16 @@ def _what_is_no_label_of_the_image_is_refused(journey: Journey) -> None:
     masks = {"spleen": truth("spleen"), "liver": truth("liver")}
     probability = np.where(truth("liver"), 0.6, 0.0)
     overlapping = {"liver": truth("liver"), "organs": truth("liver") | truth("spleen")}
-    label_map = _written_elsewhere(journey.sources, masks)
-    label_map.SOPClassUID = label_map.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
-    label_map.SegmentationType = "LABELMAP"
+    mislabelled = _written_elsewhere(journey.sources, masks)
+    mislabelled.SOPClassUID = mislabelled.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66.7"
+    mislabelled.SegmentationType = "LABELMAP"
     others = [pydicom.dcmread(file) for file in sorted((journey.folder / "series").iterdir())]
     for other in others:
         other.SOPInstanceUID = other.file_meta.MediaStorageSOPInstanceUID = generate_uid()
     files = {
         "fractions": _written_elsewhere(journey.sources, {"liver": probability}, "FRACTIONAL"),
         "overlap": _written_elsewhere(journey.sources, overlapping),
-        "label map": label_map,
+        "frames of each segment in what is called a label map": mislabelled,
         "other images": _written_elsewhere(others, masks),
     }
     before = len(requests.get(journey.labels, timeout=60).json()["versions"])

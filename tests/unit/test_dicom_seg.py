@@ -141,7 +141,8 @@ def _as_label_map(binary: bytes, label: np.ndarray, series: Path) -> pydicom.Dat
 
 
 def test_a_label_map_is_read(tmp_path: Path) -> None:
-    """Breaks if the newer kind of file is refused, or its values are taken for places in the list of segments."""
+    """Breaks if the newer kind of file is refused, its values are taken for places in the list of segments, or one of
+    two frames of an image is lost."""
     series, label = _series(tmp_path / "ct", STRAIGHT), _label()
     label[:, :, 0] = 0
     affine = read_volume(series).affine
@@ -150,6 +151,12 @@ def test_a_label_map_is_read(tmp_path: Path) -> None:
     back, segments = read_dicom_seg(tmp_path / "map.dcm", series, SHAPE, affine)
     np.testing.assert_array_equal(back, np.select([label == 2, label == 5], [3, 7], 0))
     assert {value: segment.name for value, segment in segments.items()} == {3: "spleen", 7: "liver"}
+    twice = pydicom.dcmread(tmp_path / "map.dcm")
+    groups = twice.PerFrameFunctionalGroupsSequence
+    groups[1] = groups[0]
+    twice.save_as(tmp_path / "twice.dcm")
+    with pytest.raises(ImageError, match="one of each"):
+        read_dicom_seg(tmp_path / "twice.dcm", series, SHAPE, affine)
     del file.SegmentSequence[1]
     file.save_as(tmp_path / "map.dcm")
     with pytest.raises(ImageError, match=r"without a description: \[7\]"):

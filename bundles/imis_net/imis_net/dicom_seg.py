@@ -170,6 +170,8 @@ def _label_map(path: Path, sources: Sequence[Dataset]) -> _Read:
         groups.DerivationImageSequence[0].SourceImageSequence[0].ReferencedSOPInstanceUID: frame
         for groups, frame in zip(file.PerFrameFunctionalGroupsSequence, frames, strict=True)
     }
+    if len(by_uid) < len(frames):
+        raise ValueError(f"{len(frames)} frames of {len(by_uid)} images; a label map has one of each")
     empty = np.zeros(frames.shape[1:], frames.dtype)
     by_source = np.stack([by_uid.get(s.SOPInstanceUID, empty) for s in sources])
     return described, by_source, set(by_uid)
