@@ -43,7 +43,7 @@ MODEL, SIDE, LEARNING_RATE = "imis_net_compact", 256, 1e-3
 STACKS = ("ISBI", "nilearn", "lung2", "brain1", "nuclei3d")
 """Part of a stack's name: each of one subject that training left out."""
 DEFAULT, *OTHERS = STRATEGIES
-"""The default is what a viewer shows first. It must be surely better than chance, and no other surely better than it."""
+"""The default is what a viewer shows first: surely better than chance, and no other surely better than it."""
 CHANCE = "random"
 NUM_HELD_OUT = 4
 """Slices of each stack that score; taken from its last quarter, away from those that can be labelled."""
