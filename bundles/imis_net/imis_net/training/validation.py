@@ -48,7 +48,14 @@ class Protocol:
         for i, strategy in enumerate(self.strategies):
             usable = readable(records, share)
             for score in evaluate(
-                segmenter, usable, strategy, self.num_rounds, self.seed, self.use_previous_mask, self.min_pixels
+                segmenter,
+                usable,
+                strategy,
+                self.num_rounds,
+                self.seed,
+                self.use_previous_mask,
+                self.min_pixels,
+                with_surface=False,
             ):
                 sums[i, score.round] += score.dice
                 counts[i, score.round] += 1
