@@ -79,15 +79,20 @@ def _accuracy(segmenter: TorchSegmenter, data: Path) -> Iterator[Claim]:
         pair = _dice(found, target.truth), _dice(each, target.truth)
         scores["one prompt" if len(anchors) == 1 else "two prompts or more"].append(pair)
         print(f"  {target.case} {target.value}: {len(target.slices)}, {pair[0]:.3f} of {pair[1]:.3f}", flush=True)
-    yield _claim([pair for pairs in scores.values() for pair in pairs], "targets")
-    for name, pairs in scores.items():
-        yield _claim(pairs, f"targets of {name}")
+    yield _claim(scores)
 
 
-def _claim(pairs: Sequence[tuple[float, float]], what: str) -> Claim:
-    ours, theirs = np.mean(pairs, axis=0) if pairs else (np.nan, np.nan)
-    name = f"Dice with one slice in ten prompted / of a box on each, {len(pairs)} {what}"
-    return Claim(name, float(ours / theirs), 0.95, beside=f"{ours:.3f} of {theirs:.3f}")
+def _claim(scores: Mapping[str, Sequence[tuple[float, float]]]) -> Claim:
+    (ours, theirs), ratio = _means(list(chain.from_iterable(scores.values())))
+    parts = [f"{_means(pairs)[1]:.3f} for the {len(pairs)} of {name}" for name, pairs in scores.items() if pairs]
+    name = f"Dice with one slice in ten prompted / of a box on each, {sum(map(len, scores.values()))} targets"
+    return Claim(name, ratio, 0.95, beside=f"{ours:.3f} of {theirs:.3f}; {', '.join(parts)}")
+
+
+def _means(pairs: Sequence[tuple[float, float]]) -> tuple[np.ndarray, float]:
+    """Mean Dice of the two, and the first's share of the second."""
+    means = np.mean(pairs, axis=0) if pairs else np.full(2, np.nan)
+    return means, float(means[0] / means[1])
 
 
 def _targets(data: Path) -> Iterator[Target]:

@@ -70,6 +70,19 @@ def test_it_ends_between_two_targets_that_touch() -> None:
     assert not found[12:].any()
 
 
+def test_two_anchors_tell_where_a_target_that_tapers_off_ends() -> None:
+    """Breaks if a target is followed on into one behind it that looks just the same, or cut before its waist."""
+    i, j, k = np.mgrid[:48, :40, :24]
+    radius = 5 + np.abs(k - 12)  # an hourglass of one brightness, its waist at slice 12
+    array = np.where((i - 26) ** 2 + (j - 18) ** 2 < radius**2, 220, 20).astype(np.uint8)
+    volume = Volume(np.asfortranarray(array), np.diag([1.0, 1.0, 3.0, 1.0]))
+    anchors = {5: Prompt(box=[13, 5, 39, 31]), 8: Prompt(box=[17, 9, 35, 27])}
+    found = _run(volume, anchors).mask.any((0, 1))
+    assert found[:13].all()
+    assert not found[14:].any()
+    assert _run(volume, {8: anchors[8]}).mask.any((0, 1)).all(), "one anchor does not say what is the target's whole"
+
+
 def test_between_two_anchors_each_slice_is_prompted() -> None:
     """Breaks if anchors are not honoured, or a slice between them is left out."""
     volume, truth = _ball()

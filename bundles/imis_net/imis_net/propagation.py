@@ -10,7 +10,7 @@ limits are in mm, so that thick slices may change more than thin ones. The publi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
@@ -41,6 +41,8 @@ SHRINKAGE = 0.6
 a box that is too small, whereas something is found to fill one that is too large."""
 STANDING_OUT = 0.3
 """Contrast of a target that stands out, in its own standard deviations: below lies what is called a small effect."""
+TAPERED = 0.9
+"""A target tapers off where its mean radius is below this share of its widest anchor's."""
 VALLEY = 0.2
 """Contrast that falls and rises again by this share of its highest is another object's, beyond the lowest."""
 
@@ -60,13 +62,16 @@ class Limits:
             faded by half of what it may. Only of targets that stand out.
         max_slope: how many mm the target's mean radius may change per mm of depth, and how far its outline may lie
             outside its neighbour's; 1 is an outline at 45 degrees.
+        max_regrowth: how many times the narrowest slice's mean radius a slice may have beyond anchors between which
+            the target tapers off. One anchor alone does not say on which side the target is wider.
         max_distance_mm: how far from the outermost anchors to go at most.
     """
 
-    min_iou: float = 0.6
+    min_iou: float = 0.5
     max_fading: float = 0.5
     min_contrast: float = 0.6
     max_slope: float = 1.5
+    max_regrowth: float = 1.1
     max_distance_mm: float = math.inf
 
 
@@ -141,9 +146,9 @@ def propagate(
         walk.keep(index, prediction)
     for (first, before), (last, after) in pairwise(found.items()):
         _fill(walk, first, before.mask, last, after.mask)
-    indices = list(found)
-    _follow(walk, found[indices[0]], range(indices[0] - 1, -1, -1))
-    _follow(walk, found[indices[-1]], range(indices[-1] + 1, volume.num_slices(axis)))
+    indices, predictions = list(found), list(found.values())
+    _follow(walk, predictions[::-1], range(indices[0] - 1, -1, -1))
+    _follow(walk, predictions, range(indices[-1] + 1, volume.num_slices(axis)))
     return Propagation(walk.mask, dict(sorted(walk.ious.items())))
 
 
@@ -169,13 +174,15 @@ def _fill(walk: _Walk, first: int, before: np.ndarray, last: int, after: np.ndar
         walk.keep(index, replace(prediction, mask=kept))
 
 
-def _follow(walk: _Walk, anchor: Prediction, indices: range) -> None:
-    """Outwards from an anchor, neighbour by neighbour, until the target ends."""
+def _follow(walk: _Walk, anchors: Sequence[Prediction], indices: range) -> None:
+    """Outwards from the last of the anchors, neighbour by neighbour, until the target ends."""
+    anchor = anchors[-1]
     if not anchor.mask.any():
         return
     last, here = anchor, signed_distance_mm(anchor.mask, walk.spacing_mm)
     before = here
     appearance = _Appearance(walk, indices.start - indices.step, here)
+    radii_mm = [_radius_mm(a.mask, walk.spacing_mm) for a in anchors]
     steps: list[tuple[int, Prediction]] = []
     for index in indices:
         if (len(steps) + 1) * walk.depth_mm > walk.limits.max_distance_mm:
@@ -183,6 +190,9 @@ def _follow(walk: _Walk, anchor: Prediction, indices: range) -> None:
         prediction = walk.predict(index, _prompt_ahead(walk, before, here, last.low_res_mask))
         kept = prediction.mask & (here > -_reach_mm(walk, walk.depth_mm))
         if _has_ended(walk, last.mask, kept, prediction.iou_prediction / max(anchor.iou_prediction, 1e-6)):
+            break
+        radii_mm.append(_radius_mm(kept, walk.spacing_mm))
+        if _grows_again(radii_mm, len(anchors), walk.limits.max_regrowth):
             break
         before, here = here, signed_distance_mm(kept, walk.spacing_mm)
         # A box always holds something: the target has ended where it looks more like what was around it.
@@ -216,6 +226,12 @@ def _prompt_ahead(walk: _Walk, before: np.ndarray, here: np.ndarray, low_res_mas
 def _has_ended(walk: _Walk, before: np.ndarray, after: np.ndarray, iou: float) -> bool:
     change_mm = abs(_radius_mm(after, walk.spacing_mm) - _radius_mm(before, walk.spacing_mm))
     return not after.any() or iou < walk.limits.min_iou or change_mm > _reach_mm(walk, walk.depth_mm)
+
+
+def _grows_again(radii_mm: Sequence[float], num_anchors: int, max_regrowth: float) -> bool:
+    """Whether the last slice is wider than those before it, beyond anchors between which the target tapers off."""
+    narrowest, widest = min(radii_mm[num_anchors - 1 : -1]), max(radii_mm[:num_anchors])
+    return num_anchors > 1 and narrowest < TAPERED * widest and radii_mm[-1] > max_regrowth * narrowest
 
 
 class _Appearance:
