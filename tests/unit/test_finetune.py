@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from imis_net.checkpoint import TRUNK, load_weights, save_weights
 from imis_net.errors import DatasetError
 from imis_net.networks.build import imis_net_compact
-from imis_net.segmenter import TorchSegmenter
+from imis_net.segmenter import TorchSegmenter, trunk_digest
 from imis_net.training.dataset import Record
 from imis_net.training.finetune import FineTuning, fine_tune, save_fine_tuned
 from imis_net.training.trunk_features import OwnTrunk, TrunkCache, TrunkFedSegmenter
@@ -48,6 +48,43 @@ def test_it_learns_without_touching_the_trunk(network):
     assert seen[-1].fraction == 1
     assert seen[-1].best_dice == outcome.best_dice
     assert len(seen[0].round_dices) == 2
+
+
+def test_adapters_teach_the_trunk_and_leave_the_plain_layout(network):
+    """Breaks if adapters do not learn, anything else of the trunk moves, or the network ends with them still in it."""
+    trunk = network.image_encoder.trunk
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    frozen, learning = set(), set()
+
+    def look(progress):
+        """After a step, when the gradients of it are still there."""
+        for name, parameter in network.named_parameters():
+            (frozen if parameter.grad is None else learning).add(name)
+
+    outcome = fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4, max_steps=40), None, look)
+    assert outcome.best_dice > outcome.start_dice
+    of_trunk = {name for name in learning if name.startswith(TRUNK)}
+    assert of_trunk
+    assert all(".parametrizations.weight.0." in name for name in of_trunk)
+    assert {name.split(".")[0] for name in learning - of_trunk} >= {"image_encoder", "prompt_encoder", "mask_decoder"}
+    after = trunk.state_dict()
+    assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
+    moved = {key for key in before if not after[key].equal(before[key])}
+    assert moved
+    assert all(key.endswith((".conv_pw.weight", ".conv_pwl.weight")) for key in moved)  # no batch statistics
+
+
+def test_without_a_gain_adapters_leave_the_trunk_as_it_was(network):
+    """Breaks if a run that gained nothing leaves another trunk, for which every image would be encoded again."""
+    before = trunk_digest(network)
+    fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4, learning_rate=0.0, max_steps=2))
+    assert trunk_digest(network) == before
+
+
+def test_adapters_need_the_networks_own_trunk(network):
+    """Breaks if adapters are trained on features that do not follow them."""
+    with pytest.raises(ValueError, match="no features from elsewhere"):
+        fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4), TrunkCache(OwnTrunk(network)))
 
 
 def test_features_from_elsewhere_need_no_trunk(network, tmp_path):

@@ -1,7 +1,8 @@
-"""The network behind a retraining: fine-tunes and answers on trunk features that are kept on disk."""
+"""The network behind a retraining: fine-tunes and answers on trunk features that are kept on disk, but for adapters."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,8 @@ from imis_net.training.dataset import Record
 from imis_net.training.finetune import FineTuned, FineTuning, Progress, fine_tune, save_fine_tuned
 from imis_net.training.trunk_features import OwnTrunk, TrunkFeatures, TrunkFedSegmenter
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 
@@ -33,8 +36,8 @@ class Tuner:
         model, architecture: a builder's name and arguments, as they are served.
         disk: where trunk features are kept between runs.
         trunk_url: a Triton server that has the trunk, "" where it runs here. Then the network is made without one, and
-            gets one only if the server fails.
-        num_encoded: how often a trunk ran, here or there.
+            gets one only if the server fails, or to train adapters in it.
+        num_encoded: how often a trunk ran for maps that are kept, here or there; adapters' training keeps none.
     """
 
     model: str
@@ -50,9 +53,9 @@ class Tuner:
     def train(
         self, start: Path, training: Sequence[Record], validation: Sequence[Record], candidate: Path
     ) -> FineTuned:
-        network, features = self._loaded(start)
+        network, features = (self._whole(start), None) if self.settings.adapter_rank else self._loaded(start)
         tuned = fine_tune(network, training, validation, self.settings, features, self.on_progress, self.should_stop)
-        self.num_encoded += features.num_encoded
+        self.num_encoded += features.num_encoded if features else 0
         save_fine_tuned(network, start, candidate, {"fine_tuned": "from labels of this deployment"})
         return tuned
 
@@ -72,6 +75,12 @@ class Tuner:
         answer = ask(TrunkFedSegmenter(network, features, self.device))
         self.num_encoded += features.num_encoded
         return answer
+
+    def _whole(self, weights: Path) -> IMISNet:
+        """The network with a trunk of its own, for adapters."""
+        if self.trunk_url:
+            log.warning("adapters change the trunk: it runs in this process, not on Triton at %s", self.trunk_url)
+        return self._network(weights, with_trunk=True)
 
     def _loaded(self, weights: Path) -> tuple[IMISNet, TrunkStore]:
         """The network, without a trunk where a server has one, and the trunk's features."""

@@ -1,7 +1,8 @@
 """Fine-tuning on a few labelled images in bounded time: neck, prompt encoder and decoder learn, the trunk does not.
 
 The trunk's features may come from anywhere (``trunk_features.TrunkFeatures``); with a provider, the network may even
-have been made without a trunk.
+have been made without a trunk. Where adapters are asked for, the trunk learns by those (``low_rank``), and has to run
+at every step.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from imis_net.networks.imis_net import IMISNet
 from imis_net.training.augmentation import resize_mask
 from imis_net.training.dataset import Record
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
+from imis_net.training.low_rank import add_adapters, merge_adapters
 from imis_net.training.sampler import canonical_name
 from imis_net.training.splits import check_patients
 from imis_net.training.trunk_features import OwnTrunk, TrunkCache, TrunkFeatures, TrunkFedSegmenter, on_network
@@ -48,6 +50,7 @@ class FineTuning:
         patience: validations without a better score after which it ends.
         num_targets: targets of one image in a step.
         learn_neck: without it the image encoder stays as it is, and with it every embedding that is kept.
+        adapter_rank: of the trunk's adapters; 0 is none. With them the trunk changes, and no kept features serve.
     """
 
     max_steps: int = 2000
@@ -58,6 +61,7 @@ class FineTuning:
     patience: int = 5
     num_targets: int = 4
     learn_neck: bool = True
+    adapter_rank: int = 0
     seed: int = 0
     policy: InteractionPolicy = field(default_factory=_prompts)
     loss: InteractiveLoss = field(default_factory=lambda: InteractiveLoss(others_weight=0.3))
@@ -107,17 +111,24 @@ def fine_tune(
         network: with its start weights.
         records: to learn from.
         validation: of other patients; scored by first boxes and first clicks with fixed seeds.
-        trunk_features: who has the trunk's maps; by default the network's own trunk, once per image.
+        trunk_features: who has the trunk's maps; by default the network's own trunk, once per image, or at every step
+            where adapters change it.
         on_progress: called after each step.
         should_stop: asked after each step.
 
     Raises:
         DatasetError: nothing to learn from or to validate on, or patients on both sides.
+        ValueError: adapters, but no trunk of the network's own to adapt.
     """
     _check(records, validation)
     freeze_trunk(network)
     if not settings.learn_neck:
         network.image_encoder.requires_grad_(False)
+    if settings.adapter_rank:
+        if trunk_features is not None:
+            raise ValueError("adapters change the trunk at every step: expected no features from elsewhere")
+        add_adapters(network.image_encoder.trunk, settings.adapter_rank, settings.seed)
+        trunk_features = OwnTrunk(network, learns=True)
     run = _Run(network, settings, trunk_features or TrunkCache(OwnTrunk(network)), validation)
     run.start([r for r in records if any(True for _ in r.masks())])
     ended_by = ""
@@ -214,6 +225,7 @@ class _Run:
 
     def finish(self, ended_by: str) -> FineTuned:
         set_parameters(self.network, self.best)
+        merge_adapters(self.network.image_encoder.trunk)
         self.network.eval()
         return FineTuned(self.start_dice, self.best_dice, self.num_steps, self.seconds, ended_by)
 
