@@ -1,5 +1,7 @@
 """Fine-tuning on a frozen trunk's features."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from imis_net.errors import DatasetError
 from imis_net.networks.build import imis_net_compact
 from imis_net.segmenter import TorchSegmenter, trunk_digest
 from imis_net.training.dataset import Record
-from imis_net.training.finetune import FineTuning, fine_tune, save_fine_tuned
+from imis_net.training.finetune import FineTuning, Unfinished, fine_tune, save_fine_tuned
 from imis_net.training.trunk_features import OwnTrunk, TrunkCache, TrunkFedSegmenter
 
 SIDE = 64
@@ -85,6 +87,45 @@ def test_adapters_need_the_networks_own_trunk(network):
     """Breaks if adapters are trained on features that do not follow them."""
     with pytest.raises(ValueError, match="no features from elsewhere"):
         fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4), TrunkCache(OwnTrunk(network)))
+
+
+class Killed(BaseException):
+    """What nothing here catches."""
+
+
+@pytest.mark.parametrize("adapter_rank", [0, 4])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, adapter_rank):
+    """Breaks if images, clicks, moments, averages, the best weights or adapters are others after a restart."""
+    few = settings(max_steps=8, validate_every=2, adapter_rank=adapter_rank)
+    unfinished = Unfinished(tmp_path / "unfinished.safetensors", "the start", every_s=0)
+
+    def tuned(kill_at: int = 0, **changes):
+        torch.manual_seed(0)
+        network, steps = imis_net_compact(SIDE), []
+
+        def look(progress):
+            steps.append(progress.step)
+            if progress.step == kill_at:
+                raise Killed
+
+        try:
+            outcome = fine_tune(network, [record("1")], [record("2")], few, on_progress=look, **changes)
+        except Killed:
+            return steps, None, None
+        return steps, outcome.best_dice, network.state_dict()
+
+    _, dice, whole = tuned()
+    assert tuned(kill_at=5, unfinished=unfinished)[1] is None
+    left = unfinished.path.read_bytes()
+    assert tuned(unfinished=replace(unfinished, start="another"))[0][0] == 1
+    unfinished.path.write_bytes(left)
+    steps, resumed_dice, resumed = tuned(unfinished=unfinished)
+    assert steps == [5, 6, 7, 8]
+    assert resumed_dice == dice
+    assert whole.keys() == resumed.keys()
+    assert all(value.equal(resumed[key]) for key, value in whole.items())
+    unfinished.path.write_bytes(left[:1000])
+    assert tuned(unfinished=unfinished)[0][0] == 1
 
 
 def test_features_from_elsewhere_need_no_trunk(network, tmp_path):

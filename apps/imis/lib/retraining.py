@@ -108,9 +108,12 @@ class RetrainTask(TrainTask):
             trunk_url,
             status.progress,
             lambda: os.getppid() != parent,  # the server is gone
+            self.root / "unfinished.safetensors",
         )
         cycle = RetrainingCycle(self.root, tuner.train, tuner.answers)
         outcome = cycle.run(weights_path(self.settings.model, self.settings.weights), labels)
+        if outcome.state != "stopped" and tuner.unfinished:
+            tuner.unfinished.unlink(missing_ok=True)
         pictured = {record.case: record for record in (*labels.learning, *labels.reference)}
         page = render(outcome, status.curve, pictured, _answers(outcome, tuner, cycle.registry, pictured))
         report = cycle.keep_report(outcome, page) / "report.html"

@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 
 from imis_net.adapters.triton_trunk import RemoteOrOwn, TritonTrunk
-from imis_net.checkpoint import TRUNK, load_weights, trunk_tensors
+from imis_net.checkpoint import TRUNK, load_weights, sha256, trunk_tensors
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.harness import Score
 from imis_net.networks.build import BUILDERS
@@ -20,7 +20,7 @@ from imis_net.retraining.gate import TargetKey, answers, box_masks
 from imis_net.retraining.trunk_store import TrunkStore
 from imis_net.segmenter import trunk_digest
 from imis_net.training.dataset import Record
-from imis_net.training.finetune import FineTuned, FineTuning, Progress, fine_tune, save_fine_tuned
+from imis_net.training.finetune import FineTuned, FineTuning, Progress, Unfinished, fine_tune, save_fine_tuned
 from imis_net.training.trunk_features import OwnTrunk, TrunkFeatures, TrunkFedSegmenter
 
 log = logging.getLogger(__name__)
@@ -37,6 +37,7 @@ class Tuner:
         disk: where trunk features are kept between runs.
         trunk_url: a Triton server that has the trunk, "" where it runs here. Then the network is made without one, and
             gets one only if the server fails, or to train adapters in it.
+        unfinished: where a training keeps its state, for one that goes on after it was killed; None keeps none.
         num_encoded: how often a trunk ran for maps that are kept, here or there; adapters' training keeps none.
     """
 
@@ -48,13 +49,23 @@ class Tuner:
     trunk_url: str = ""
     on_progress: Callable[[Progress], object] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
+    unfinished: Path | None = None
     num_encoded: int = 0
 
     def train(
         self, start: Path, training: Sequence[Record], validation: Sequence[Record], candidate: Path
     ) -> FineTuned:
         network, features = (self._whole(start), None) if self.settings.adapter_rank else self._loaded(start)
-        tuned = fine_tune(network, training, validation, self.settings, features, self.on_progress, self.should_stop)
+        tuned = fine_tune(
+            network,
+            training,
+            validation,
+            self.settings,
+            features,
+            self.on_progress,
+            self.should_stop,
+            Unfinished(self.unfinished, sha256(start)) if self.unfinished else None,
+        )
         self.num_encoded += features.num_encoded if features else 0
         save_fine_tuned(network, start, candidate, {"fine_tuned": "from labels of this deployment"})
         return tuned
