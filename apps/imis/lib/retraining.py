@@ -89,9 +89,9 @@ class RetrainTask(TrainTask):
         seen, labels, parent = fingerprints(datastore), read_labels(datastore), os.getppid()
         trunk_url = self.settings.triton_url if self.settings.segmenter == "triton" else ""
         if options.adapter_rank:
-            own = "; the trunk runs in this process, not on Triton" if trunk_url else ""
-            status.facts["adapters"] = f"of rank {options.adapter_rank}, which change the trunk{own}"
-            print(f"adapters {status.facts['adapters']}", flush=True)
+            own = "; it runs in this process, not on Triton" if trunk_url else ""
+            status.facts["trunk"] = f"learns by adapters of rank {options.adapter_rank}{own}"
+            print(f"the trunk {status.facts['trunk']}", flush=True)
         tuner = Tuner(
             self.settings.model,
             EmbeddingDisk(self.root / "trunk", max(self.settings.disk_cache_bytes, 1)),

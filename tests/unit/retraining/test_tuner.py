@@ -39,7 +39,7 @@ def weights(path, seed: int = 0):
 
 
 def tuner(folder, **settings) -> Tuner:
-    few = FineTuning(max_steps=2, validate_every=2, **settings)
+    few = FineTuning(**{"max_steps": 2, "validate_every": 2, **settings})
     return Tuner("imis_net_compact", EmbeddingDisk(folder, 10**8), few, {"image_size": SIDE})
 
 
@@ -47,11 +47,11 @@ def test_a_second_run_encodes_nothing(tmp_path):
     """Breaks if retraining pays for the trunk every night, or another trunk is given these features."""
     start, draft = weights(tmp_path / "start.safetensors"), tmp_path / "draft.safetensors"
     records = [record(str(n)) for n in range(4)]
-    first = tuner(tmp_path / "trunk")
+    first = tuner(tmp_path / "trunk", max_steps=6)  # enough to draw both
     first.train(start, records[:2], records[2:3], draft)
     scores = first.answers(draft, records[3:])
     assert first.num_encoded == 4
-    again = tuner(tmp_path / "trunk")
+    again = tuner(tmp_path / "trunk", max_steps=6)
     again.train(start, records[:2], records[2:3], tmp_path / "other.safetensors")
     assert [s.dice for s in again.answers(draft, records[3:])] == [s.dice for s in scores]
     assert again.num_encoded == 0

@@ -38,6 +38,7 @@ class Tuner:
         trunk_url: a Triton server that has the trunk, "" where it runs here. Then the network is made without one, and
             gets one only if the server fails, or to train adapters in it.
         unfinished: where a training keeps its state, for one that goes on after it was killed; None keeps none.
+        keep_every_s: how often it does so, at most.
         num_encoded: how often a trunk ran for maps that are kept, here or there; adapters' training keeps none.
     """
 
@@ -50,6 +51,7 @@ class Tuner:
     on_progress: Callable[[Progress], object] = lambda progress: None
     should_stop: Callable[[], bool] = lambda: False
     unfinished: Path | None = None
+    keep_every_s: float = 60.0
     num_encoded: int = 0
 
     def train(
@@ -64,7 +66,7 @@ class Tuner:
             features,
             self.on_progress,
             self.should_stop,
-            Unfinished(self.unfinished, sha256(start)) if self.unfinished else None,
+            Unfinished(self.unfinished, sha256(start), self.keep_every_s) if self.unfinished else None,
         )
         self.num_encoded += features.num_encoded if features else 0
         save_fine_tuned(network, start, candidate, {"fine_tuned": "from labels of this deployment"})

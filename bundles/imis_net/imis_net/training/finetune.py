@@ -94,7 +94,7 @@ class Unfinished:
 
     path: Path
     start: str
-    every_s: float = 60.0
+    every_s: float
 
 
 @dataclass(frozen=True)
