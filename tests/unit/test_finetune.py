@@ -63,7 +63,7 @@ def test_adapters_teach_the_trunk_and_leave_the_plain_layout(network):
         for name, parameter in network.named_parameters():
             (frozen if parameter.grad is None else learning).add(name)
 
-    outcome = fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4, max_steps=40), None, look)
+    outcome = fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4, max_steps=20), None, look)
     assert outcome.best_dice > outcome.start_dice
     of_trunk = {name for name in learning if name.startswith(TRUNK)}
     assert of_trunk
@@ -93,39 +93,48 @@ class Killed(BaseException):
     """What nothing here catches."""
 
 
+def tuned(adapter_rank: int, unfinished: Unfinished | None = None, kill_at: int = 0):
+    """The steps that a run took, and what it ended with, None if it was killed."""
+    torch.manual_seed(0)
+    network, steps = imis_net_compact(SIDE), []
+
+    def look(progress):
+        steps.append(progress.step)
+        if progress.step == kill_at:
+            raise Killed
+
+    few = settings(max_steps=4, validate_every=2, adapter_rank=adapter_rank)
+    try:
+        outcome = fine_tune(network, [record("1")], [record("2")], few, on_progress=look, unfinished=unfinished)
+    except Killed:
+        return steps, None, None
+    return steps, outcome.best_dice, network.state_dict()
+
+
 @pytest.mark.parametrize("adapter_rank", [0, 4])
 def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, adapter_rank):
     """Breaks if images, clicks, moments, averages, the best weights or adapters are others after a restart."""
-    few = settings(max_steps=4, validate_every=2, adapter_rank=adapter_rank)
     unfinished = Unfinished(tmp_path / "unfinished.safetensors", "the start", every_s=0)
-
-    def tuned(kill_at: int = 0, **changes):
-        torch.manual_seed(0)
-        network, steps = imis_net_compact(SIDE), []
-
-        def look(progress):
-            steps.append(progress.step)
-            if progress.step == kill_at:
-                raise Killed
-
-        try:
-            outcome = fine_tune(network, [record("1")], [record("2")], few, on_progress=look, **changes)
-        except Killed:
-            return steps, None, None
-        return steps, outcome.best_dice, network.state_dict()
-
-    _, dice, whole = tuned()
-    assert tuned(kill_at=3, unfinished=unfinished)[1] is None
-    left = unfinished.path.read_bytes()
-    assert tuned(unfinished=replace(unfinished, start="another"))[0][0] == 1
-    unfinished.path.write_bytes(left)
-    steps, resumed_dice, resumed = tuned(unfinished=unfinished)
+    _, dice, whole = tuned(adapter_rank)
+    assert tuned(adapter_rank, unfinished, kill_at=3) == ([1, 2, 3], None, None)
+    steps, resumed_dice, resumed = tuned(adapter_rank, unfinished)
     assert steps == [3, 4]
     assert resumed_dice == dice
     assert whole.keys() == resumed.keys()
     assert all(value.equal(resumed[key]) for key, value in whole.items())
+
+
+def test_only_the_same_run_is_gone_on_from(tmp_path):
+    """Breaks if other start weights or options get a killed run's state, or a torn file ends every run after it."""
+    unfinished = Unfinished(tmp_path / "unfinished.safetensors", "the start", every_s=0)
+    tuned(0, unfinished, kill_at=3)
+    left = unfinished.path.read_bytes()
+    assert tuned(0, replace(unfinished, start="another"), kill_at=1)[0] == [1]
+    assert tuned(4, unfinished, kill_at=1)[0] == [1]
     unfinished.path.write_bytes(left[:1000])
-    assert tuned(unfinished=unfinished)[0][0] == 1
+    assert tuned(0, unfinished, kill_at=1)[0] == [1]
+    unfinished.path.write_bytes(left)
+    assert tuned(0, unfinished, kill_at=3)[0] == [3]
 
 
 def test_features_from_elsewhere_need_no_trunk(network, tmp_path):

@@ -133,7 +133,6 @@ def test_a_run_that_cannot_be_says_why(
     elif case == "bad minutes":
         request["max_minutes"] = "soon"
     else:
-
         request["adapters"] = 4
 
         def full(*args: object) -> None:

@@ -29,6 +29,7 @@ def test_what_is_shown_can_be_sent_back() -> None:
     ("request_", "config", "options"),
     [
         ({}, Config(), (True, 0)),
+        ({}, Config(retrain_adapters=4), (True, 4)),  # the schedule sends nothing
         ({"adapters": 8}, Config(), (True, 8)),
         ({"adapters": "8", "learn": CHOICES}, Config(), (True, 8)),
         ({"adapters": 0}, Config(retrain_adapters=4), (True, 0)),
