@@ -1,6 +1,8 @@
 """Retraining's claims: run by ``make bench-retrain``.
 
-python benchmarks/retrain.py [--only simulation,unseen,clicks,loop] [--fires 1000] [--minutes 10]
+python benchmarks/retrain.py [--only simulation,unseen,adapters,clicks,loop] [--fires 1000] [--minutes 10]
+
+``adapters`` fine-tunes on the unseen set twice, without and with them, ``--adapter_minutes`` each.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("bundles/imis_net", "tests/e2e
 
 import numpy as np
 import requests
+import torch
 from claims import Claim, report
 from poor_model import poor_weights
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 from running_server import APP, running_server
 from simulated_schedules import simulate
+from training_memory import own_peak_mb
 
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.bootstrap import mean_interval
@@ -31,7 +35,7 @@ from imis_net.evaluation.harness import record_dices
 from imis_net.retraining.registry import ModelRegistry
 from imis_net.retraining.tuner import Tuner
 from imis_net.segmenter import load_segmenter, weights_path
-from imis_net.training.dataset import read_index
+from imis_net.training.dataset import Record, read_index
 from imis_net.training.finetune import FineTuning
 
 MODEL = "imis_net_compact"
@@ -40,21 +44,28 @@ UNSEEN = "ISBI"
 SAMPLES = APP / "sample_studies"
 FACTS = json.loads((SAMPLES / "labels.json").read_text())
 NUM_CLICKS = 60
+ADAPTER_RANK = 8
 NUM_TRAINING, NUM_VALIDATION = 16, 4
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="simulation,unseen,clicks,loop")
+    parser.add_argument("--only", default="simulation,unseen,adapters,clicks,loop")
     parser.add_argument("--fires", type=int, default=1000)
     parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--adapter_minutes", type=float, default=2.5)
+    parser.add_argument("--tune", nargs=2, metavar=("RANK", "CANDIDATE"), help="(what each process of adapters runs)")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data" / "dev")
     args = parser.parse_args()
+    if args.tune:
+        print(json.dumps(tune(args.data, args.adapter_minutes, int(args.tune[0]), Path(args.tune[1]))))
+        return 0
     status = 0
     with tempfile.TemporaryDirectory() as folder:
         parts = {
             "simulation": lambda path: simulation(path, args.fires),
             "unseen": lambda path: unseen(path, args.data, args.minutes),
+            "adapters": lambda path: adapters(path, args.data, args.adapter_minutes),
             "clicks": clicks,
             "loop": loop,
         }
@@ -83,9 +94,7 @@ def simulation(folder: Path, num_fires: int) -> list[Claim]:
 
 def unseen(folder: Path, data: Path, minutes: float) -> list[Claim]:
     """Twenty labelled slices of a set that the model never saw, learnt from; the others of that set score it."""
-    records = [r for r in read_index(data, ["train", "val"]) if UNSEEN in r.source]
-    labelled, held_out = records[: NUM_TRAINING + NUM_VALIDATION], records[NUM_TRAINING + NUM_VALIDATION :]
-    training, validation = labelled[:NUM_TRAINING], labelled[NUM_TRAINING:]
+    training, validation, held_out = unseen_records(data)
     base, candidate, disk = weights_path(MODEL), folder / "tuned.safetensors", EmbeddingDisk(folder / "trunk", 10**10)
     shown = [0.0]
 
@@ -117,6 +126,45 @@ def unseen(folder: Path, data: Path, minutes: float) -> list[Claim]:
             at_least=False,
         ),
     ]
+
+
+def unseen_records(data: Path) -> tuple[list[Record], list[Record], list[Record]]:
+    """To learn from, to validate on, and held out."""
+    records = [r for r in read_index(data, ["train", "val"]) if UNSEEN in r.source]
+    num_labelled = NUM_TRAINING + NUM_VALIDATION
+    return records[:NUM_TRAINING], records[NUM_TRAINING:num_labelled], records[num_labelled:]
+
+
+def adapters(folder: Path, data: Path, minutes: float) -> list[Claim]:
+    """The same minutes on the same slices without and with adapters, each in a process of its own."""
+    held_out = unseen_records(data)[2]
+    before = record_dices(load_segmenter(MODEL), held_out)
+    gains, told = {}, {}
+    for rank in (0, ADAPTER_RANK):
+        candidate = folder / f"{rank}.safetensors"
+        command = [sys.executable, __file__, "--data", data, "--adapter_minutes", minutes, "--tune", rank, candidate]
+        done = subprocess.run([str(part) for part in command], check=True, stdout=subprocess.PIPE, text=True)
+        facts = json.loads(done.stdout.splitlines()[-1])
+        gains[rank] = record_dices(load_segmenter(MODEL, candidate), held_out) - before
+        told[rank] = f"{facts['num_steps']} steps of {facts['step_s']:.2f} s, peak {facts['peak_mb']:.0f} MB"
+    low, high = mean_interval(gains[ADAPTER_RANK] - gains[0], np.random.default_rng(0), 2000)
+    beside = (
+        f"from {before.mean():.3f} in {minutes:g} minutes on {torch.get_num_threads()} threads, {told[ADAPTER_RANK]}; "
+        f"without {gains[0].mean():.3f}, {told[0]}; with minus without 95 % {low:.3f} to {high:.3f}"
+    )
+    what = f"Dice gained on an unseen set with adapters of rank {ADAPTER_RANK}"
+    return [Claim(what, float(gains[ADAPTER_RANK].mean()), 0.05, beside=beside)]
+
+
+def tune(data: Path, minutes: float, rank: int, candidate: Path) -> dict[str, float]:
+    """One fine-tuning; its steps, the median seconds of one, and this process's peak memory."""
+    training, validation, _ = unseen_records(data)
+    settings = FineTuning(max_seconds=60 * minutes, validate_every=25, patience=12, adapter_rank=rank)
+    ends = [time.monotonic()]
+    tuner = Tuner(MODEL, EmbeddingDisk(candidate.with_suffix(".trunk"), 10**10), settings)
+    tuner.on_progress = lambda progress: ends.append(time.monotonic())
+    tuned = tuner.train(weights_path(MODEL), training, validation, candidate)
+    return {"num_steps": tuned.num_steps, "step_s": float(np.median(np.diff(ends))), "peak_mb": own_peak_mb()}
 
 
 def clicks(folder: Path) -> list[Claim]:

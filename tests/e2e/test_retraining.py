@@ -137,10 +137,19 @@ def _retrained(annotator: Annotator, before: int) -> dict:
     raise AssertionError(f"no retraining in five minutes: {annotator.models()}")
 
 
+def _check_options(url: str) -> None:
+    """What viewers show of the train task, and that an impossible choice is said at once."""
+    shown = requests.get(f"{url}/info/", timeout=60).json()["trainers"]["imis"]["config"]
+    assert shown["adapters"] == 0
+    refused = requests.post(f"{url}/train/imis", json={**shown, "adapters": 1000}, timeout=60)
+    assert (refused.status_code, refused.json()["detail"][:18]) == (422, "adapters: got 1000")
+
+
 def test_it_learns_from_labels_and_cannot_be_made_worse(server: RunningServer, tmp_path: Path) -> None:
     """Breaks if labels do not lead to a better model by themselves, a click fails meanwhile, or poison is served."""
     annotator = Annotator(server, tmp_path)
     learning, reference = _slices()
+    _check_options(server.url)
     for record in (*learning, *reference):
         annotator.upload(record)
     for record in reference:

@@ -263,9 +263,10 @@ def test_new_weights_while_users_click(
     with pytest.raises(ServingError, match="not finite"):
         exchange(server.grpc_url, server.repository, repo.describe(broken, {}), tmp_path / "nan.safetensors")
     assert_same(remote.predict(embedding, PROMPTS[0]), old)
-    other = changed_weights(tmp_path / "other.safetensors", 3, "image_encoder.neck")
-    with pytest.raises(ServingError, match="encoder_digest"):
-        exchange(server.grpc_url, server.repository, repo.describe(other, {}), tmp_path / "other.safetensors")
+    for part in ("image_encoder.neck", "image_encoder.trunk"):  # the latter by adapters
+        other = changed_weights(tmp_path / "other.safetensors", 3, part)
+        with pytest.raises(ServingError, match="encoder_digest"):
+            exchange(server.grpc_url, server.repository, repo.describe(other, {}), tmp_path / "other.safetensors")
     assert repo.versions(server.repository) == [1]
 
 

@@ -62,7 +62,7 @@ def server(start: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[st
 
 
 def tuner(folder: Path, url: str = "") -> Tuner:
-    settings = FineTuning(max_steps=4, validate_every=2, learning_rate=0.01)
+    settings = FineTuning(max_steps=6, validate_every=2, learning_rate=0.01)
     return Tuner("imis_net_compact", EmbeddingDisk(folder, 10**8), settings, {"image_size": SIDE}, trunk_url=url)
 
 

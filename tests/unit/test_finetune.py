@@ -1,5 +1,7 @@
 """Fine-tuning on a frozen trunk's features."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,9 +10,9 @@ from safetensors.torch import load_file
 from imis_net.checkpoint import TRUNK, load_weights, save_weights
 from imis_net.errors import DatasetError
 from imis_net.networks.build import imis_net_compact
-from imis_net.segmenter import TorchSegmenter
+from imis_net.segmenter import TorchSegmenter, trunk_digest
 from imis_net.training.dataset import Record
-from imis_net.training.finetune import FineTuning, fine_tune, save_fine_tuned
+from imis_net.training.finetune import FineTuning, Unfinished, fine_tune, save_fine_tuned
 from imis_net.training.trunk_features import OwnTrunk, TrunkCache, TrunkFedSegmenter
 
 SIDE = 64
@@ -48,6 +50,91 @@ def test_it_learns_without_touching_the_trunk(network):
     assert seen[-1].fraction == 1
     assert seen[-1].best_dice == outcome.best_dice
     assert len(seen[0].round_dices) == 2
+
+
+def test_adapters_teach_the_trunk_and_leave_the_plain_layout(network):
+    """Breaks if adapters do not learn, anything else of the trunk moves, or the network ends with them still in it."""
+    trunk = network.image_encoder.trunk
+    before = {k: v.clone() for k, v in trunk.state_dict().items()}
+    frozen, learning = set(), set()
+
+    def look(progress):
+        """After a step, when the gradients of it are still there."""
+        for name, parameter in network.named_parameters():
+            (frozen if parameter.grad is None else learning).add(name)
+
+    outcome = fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4, max_steps=20), None, look)
+    assert outcome.best_dice > outcome.start_dice
+    of_trunk = {name for name in learning if name.startswith(TRUNK)}
+    assert of_trunk
+    assert all(".parametrizations.weight.0." in name for name in of_trunk)
+    assert {name.split(".")[0] for name in learning - of_trunk} >= {"image_encoder", "prompt_encoder", "mask_decoder"}
+    after = trunk.state_dict()
+    assert {k: v.shape for k, v in after.items()} == {k: v.shape for k, v in before.items()}
+    moved = {key for key in before if not after[key].equal(before[key])}
+    assert moved
+    assert all(key.endswith((".conv_pw.weight", ".conv_pwl.weight")) for key in moved)  # no batch statistics
+
+
+def test_without_a_gain_adapters_leave_the_trunk_as_it_was(network):
+    """Breaks if a run that gained nothing leaves another trunk, for which every image would be encoded again."""
+    before = trunk_digest(network)
+    fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4, learning_rate=0.0, max_steps=2))
+    assert trunk_digest(network) == before
+
+
+def test_adapters_need_the_networks_own_trunk(network):
+    """Breaks if adapters are trained on features that do not follow them."""
+    with pytest.raises(ValueError, match="no features from elsewhere"):
+        fine_tune(network, [record("1")], [record("2")], settings(adapter_rank=4), TrunkCache(OwnTrunk(network)))
+
+
+class Killed(BaseException):
+    """What nothing here catches."""
+
+
+def tuned(adapter_rank: int, unfinished: Unfinished | None = None, kill_at: int = 0):
+    """The steps that a run took, and what it ended with, None if it was killed."""
+    torch.manual_seed(0)
+    network, steps = imis_net_compact(SIDE), []
+
+    def look(progress):
+        steps.append(progress.step)
+        if progress.step == kill_at:
+            raise Killed
+
+    few = settings(max_steps=4, validate_every=2, adapter_rank=adapter_rank)
+    try:
+        outcome = fine_tune(network, [record("1")], [record("2")], few, on_progress=look, unfinished=unfinished)
+    except Killed:
+        return steps, None, None
+    return steps, outcome.best_dice, network.state_dict()
+
+
+@pytest.mark.parametrize("adapter_rank", [0, 4])
+def test_a_killed_run_goes_on_as_if_it_had_not_been(tmp_path, adapter_rank):
+    """Breaks if images, clicks, moments, averages, the best weights or adapters are others after a restart."""
+    unfinished = Unfinished(tmp_path / "unfinished.safetensors", "the start", every_s=0)
+    _, dice, whole = tuned(adapter_rank)
+    assert tuned(adapter_rank, unfinished, kill_at=3) == ([1, 2, 3], None, None)
+    steps, resumed_dice, resumed = tuned(adapter_rank, unfinished)
+    assert steps == [3, 4]
+    assert resumed_dice == dice
+    assert whole.keys() == resumed.keys()
+    assert all(value.equal(resumed[key]) for key, value in whole.items())
+
+
+def test_only_the_same_run_is_gone_on_from(tmp_path):
+    """Breaks if other start weights or options get a killed run's state, or a torn file ends every run after it."""
+    unfinished = Unfinished(tmp_path / "unfinished.safetensors", "the start", every_s=0)
+    tuned(0, unfinished, kill_at=3)
+    left = unfinished.path.read_bytes()
+    assert tuned(0, replace(unfinished, start="another"), kill_at=1)[0] == [1]
+    assert tuned(4, unfinished, kill_at=1)[0] == [1]
+    unfinished.path.write_bytes(left[:1000])
+    assert tuned(0, unfinished, kill_at=1)[0] == [1]
+    unfinished.path.write_bytes(left)
+    assert tuned(0, unfinished, kill_at=3)[0] == [3]
 
 
 def test_features_from_elsewhere_need_no_trunk(network, tmp_path):

@@ -14,6 +14,7 @@ import torch
 from imis_net.networks.build import BUILDERS
 from imis_net.retraining.schedule import check_cron
 from imis_net.segmenter import DEFAULT_MODEL
+from imis_net.training.low_rank import check_rank
 
 SEGMENTERS = ("torch", "onnxruntime", "openvino", "triton")
 ON_CPU = ("onnxruntime", "openvino")
@@ -57,6 +58,7 @@ class Config:
         retrain: when to retrain, as five cron fields in the server's time zone; "" is never by the clock.
         retrain_after: new labels after which to retrain; 0 is never by count.
         retrain_minutes: what fine-tuning may take; retrain_steps: the most steps of it.
+        retrain_adapters: rank of the adapters by which the trunk learns too; 0 is none.
         retrain_threads: torch threads of a training or scoring process; 0 is half of the cores.
         retrain_gpu_share: of a GPU's memory, what such a process may take at most.
     """
@@ -89,6 +91,7 @@ class Config:
     retrain_after: int = 0
     retrain_minutes: float = 10.0
     retrain_steps: int = 2000
+    retrain_adapters: int = 0
     retrain_threads: int = 0
     retrain_gpu_share: float = 0.5
 
@@ -184,6 +187,10 @@ def _positive(value: str) -> int:
     if not number:
         raise ValueError("got '0', expected at least 1")
     return number
+
+
+def _rank(value: str) -> int:
+    return check_rank(_count(value))
 
 
 def _folder(value: str) -> Path:
@@ -285,6 +292,7 @@ _READERS: dict[str, Callable[[str], object]] = {
     "retrain_after": _count,
     "retrain_minutes": _minutes,
     "retrain_steps": _positive,
+    "retrain_adapters": _rank,
     "retrain_threads": _count,
     "retrain_gpu_share": _share,
 }

@@ -32,7 +32,7 @@ def served_weights(config: Config, root: Path) -> Path:
         CheckpointError: a damaged registry.
     """
     base = weights_path(config.model, config.weights)
-    if config.segmenter != "torch" or not (root / "registry" / "current.json").is_file():
+    if config.segmenter == "triton" or not (root / "registry" / "current.json").is_file():
         return base
     registry = ModelRegistry(root / "registry")
     return registry.weights(adopt(registry, base))
@@ -67,14 +67,15 @@ class Publication:
         """
         with self._lock:
             served = self.registry.current()
-            if served is None or served.digest == self.digest:
+            if served is None:
                 return
-            if self.config.segmenter == "triton":
-                self.error = (
-                    f"give it to Triton: scripts/reload_triton.py --weights {self.registry.weights(served.digest)}"
-                )
+            if served.digest == self.digest:
+                self.error = self._refused = ""
                 return
             self._refused = served.digest
+            if self.config.segmenter == "triton":
+                self.error = self._to_give_it_to_triton(self.registry.weights(served.digest))
+                return
             self.engine.use(self._segmenter(served.digest))
             self.digest, self.error, self._refused = served.digest, "", ""
 
@@ -87,6 +88,15 @@ class Publication:
         self.registry.rollback(reason)
         self.follow()
         return self.digest
+
+    def _to_give_it_to_triton(self, weights: Path) -> str:
+        """A running Triton takes a decoder for the encoder that it has, never another encoder."""
+        if local_segmenter(self.config, weights, self.graphs).encoder_digest == self.engine.segmenter.encoder_digest:
+            return f"give it to Triton: scripts/reload_triton.py --weights {weights}"
+        return (
+            f"its image encoder is another than Triton's: make a repository of it with scripts/build_triton.py "
+            f"--weights {weights}, and restart Triton on that and this server with --conf weights {weights}"
+        )
 
     def _segmenter(self, digest: str) -> TorchSegmenter:
         if digest not in self._loaded:

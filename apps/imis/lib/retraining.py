@@ -34,12 +34,12 @@ from imis_net.training.dataset import Record
 from imis_net.training.finetune import FineTuning, Progress
 from lib.config import Config, state_dir
 from lib.labelled import fingerprints, read_labels
+from lib.train_options import read_options, shown
 
 NICENESS = 15
 TELL_EVERY_S = 2.0
 VALIDATE_EVERY, PATIENCE = 25, 12
 """Steps, and validations without gain: a person who waits sees the Dice move."""
-LEARN_ALL, LEARN_DECODER = "neck, prompt encoder and decoder", "prompt encoder and decoder"
 
 
 def retraining_dir(config: Config, studies: str) -> Path:
@@ -55,8 +55,8 @@ class RetrainTask(TrainTask):
         self.root = retraining_dir(config, studies)
 
     def config(self) -> dict[str, object]:
-        """What viewers show as options: lists are choices, their first the default."""
-        return {"learn": [LEARN_ALL, LEARN_DECODER], "max_minutes": round(self.settings.retrain_minutes, 1)}
+        """What viewers show as options."""
+        return shown(self.settings)
 
     def stats(self) -> dict[str, object]:
         """Progress as both viewers read it: ``epoch`` counts per cent."""
@@ -85,25 +85,35 @@ class RetrainTask(TrainTask):
         return read_status(self.root)
 
     def _run(self, request: Mapping[str, Any], datastore: Datastore, status: Status) -> Outcome:
+        options = read_options(request, self.settings)
         seen, labels, parent = fingerprints(datastore), read_labels(datastore), os.getppid()
+        trunk_url = self.settings.triton_url if self.settings.segmenter == "triton" else ""
+        if options.adapter_rank:
+            own = "; it runs in this process, not on Triton" if trunk_url else ""
+            status.facts["trunk"] = f"learns by adapters of rank {options.adapter_rank}{own}"
+            print(f"the trunk {status.facts['trunk']}", flush=True)
         tuner = Tuner(
             self.settings.model,
             EmbeddingDisk(self.root / "trunk", max(self.settings.disk_cache_bytes, 1)),
             FineTuning(
                 max_steps=self.settings.retrain_steps,
-                max_seconds=_minutes(request, self.settings) * 60,
+                max_seconds=options.max_seconds,
                 validate_every=VALIDATE_EVERY,
                 patience=PATIENCE,
-                learn_neck=self._learns_neck(request),
+                learn_neck=options.learn_neck,
+                adapter_rank=options.adapter_rank,
             ),
             self.settings.architecture,
             self.settings.device,
-            self.settings.triton_url if self.settings.segmenter == "triton" else "",
+            trunk_url,
             status.progress,
             lambda: os.getppid() != parent,  # the server is gone
+            self.root / "unfinished.safetensors",
         )
         cycle = RetrainingCycle(self.root, tuner.train, tuner.answers)
         outcome = cycle.run(weights_path(self.settings.model, self.settings.weights), labels)
+        if outcome.state != "stopped" and tuner.unfinished:
+            tuner.unfinished.unlink(missing_ok=True)
         pictured = {record.case: record for record in (*labels.learning, *labels.reference)}
         page = render(outcome, status.curve, pictured, _answers(outcome, tuner, cycle.registry, pictured))
         report = cycle.keep_report(outcome, page) / "report.html"
@@ -111,10 +121,6 @@ class RetrainTask(TrainTask):
         status.facts["images_encoded"] = tuner.num_encoded
         track(self.root, self.settings.model, outcome, status.curve, report)
         return outcome
-
-    def _learns_neck(self, request: Mapping[str, Any]) -> bool:
-        """A viewer whose user chose nothing sends the whole list. Triton exchanges decoders, never encoders."""
-        return self.settings.segmenter == "torch" and request.get("learn") != LEARN_DECODER
 
 
 class Status:
@@ -186,14 +192,6 @@ def _is_alive(status: Mapping[str, Any]) -> bool:
         return psutil.Process(int(status["pid"])).create_time() == status["began"]
     except (psutil.Error, KeyError, ValueError, TypeError):
         return False
-
-
-def _minutes(request: Mapping[str, Any], config: Config) -> float:
-    try:
-        wanted = float(request.get("max_minutes") or config.retrain_minutes)
-    except (TypeError, ValueError) as error:
-        raise ImisError(f"max_minutes: expected a number, got {request.get('max_minutes')!r}") from error
-    return min(max(wanted, 0.05), 24 * 60.0)
 
 
 def _answers(

@@ -32,7 +32,18 @@ from starlette.types import Receive, Scope, Send
 from imis_net.dicom_seg import Identity
 from imis_net.errors import ImageError
 from imis_net.images import read_volume
-from lib import label_routes, login, model_routes, ohif, page, propagate, stock_routes, target_routes, telemetry
+from lib import (
+    label_routes,
+    login,
+    model_routes,
+    ohif,
+    page,
+    propagate,
+    stock_routes,
+    target_routes,
+    telemetry,
+    train_routes,
+)
 from lib.dicom_labels import as_dicom_seg, series_of
 from lib.gate import check_plain
 from lib.names import checked_name
@@ -53,6 +64,7 @@ MODULES: Sequence[ModuleType] = (
     page,
     propagate,
     model_routes,
+    train_routes,
     stock_routes,  # last: whatever is ours goes before what is the host's
 )
 """Each has ``routes(app) -> list[BaseRoute]``, where ``app()`` is the running app; one line per feature."""

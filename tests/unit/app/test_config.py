@@ -62,6 +62,8 @@ def test_values_are_typed(tmp_path: Path) -> None:
         ("retrain", "61 2 * * *", "retrain.*expected five cron fields"),
         ("retrain_after", "some", "whole number"),
         ("retrain_minutes", "0", "more than 0"),
+        ("retrain_adapters", "65", "got 65, expected a rank from 1 to 64"),
+        ("retrain_adapters", "-1", "whole number"),
         ("retrain_gpu_share", "0", "more than 0"),
         ("labels", " , ", "names"),
         ("segmenter", "tensorflow", "expected one of torch"),

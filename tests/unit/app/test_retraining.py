@@ -61,9 +61,13 @@ def test_a_run_leaves_a_report_a_status_and_counts_its_labels(
     assert task.stats() == {}
     assert set(new_labels(task.root, store)) == {"a", "b", "c"}
     before = (tmp_path / "studies" / "datastore_v2.json").read_bytes()
+    task.root.mkdir(parents=True)
+    (task.root / "unfinished.safetensors").write_bytes(b"what a killed run left, torn")
     status = task({"model": "imis", "learn": ["a list", "that nobody chose from"]}, store)
     assert status["state"] in ("published", "kept")
     assert status["images_encoded"] == 3 + (status["reason"] != "validation did not improve; there is no candidate")
+    assert not (task.root / "unfinished.safetensors").exists()
+    assert "trunk" not in status
     assert new_labels(task.root, store) == {}
     assert task.stats()["epoch"] == task.stats()["total_epochs"] == 100
     assert (tmp_path / "studies" / "datastore_v2.json").read_bytes() == before
@@ -111,7 +115,8 @@ def test_a_run_that_cannot_be_says_why(
     config: Config, store: LocalDatastore, tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Breaks if a failed run has no clear status, is not in MLflow, or leaves anything but the model that was there."""
-    task, request = RetrainTask(config, str(tmp_path / "studies")), {"model": "imis"}
+    task = RetrainTask(config, str(tmp_path / "studies"))
+    request: dict[str, object] = {"model": "imis"}
     expected = {
         "none": "no label to learn from",
         "one patient": "labels of one patient only",
@@ -128,6 +133,7 @@ def test_a_run_that_cannot_be_says_why(
     elif case == "bad minutes":
         request["max_minutes"] = "soon"
     else:
+        request["adapters"] = 4
 
         def full(*args: object) -> None:
             raise torch.OutOfMemoryError("a page") if "GPU" in case else OSError(28, "No space left on device")
@@ -138,6 +144,7 @@ def test_a_run_that_cannot_be_says_why(
     status = read_status(task.root)
     assert status["state"] == "failed"
     assert expected[case] in str(status["reason"])
+    assert status.get("trunk") == ("learns by adapters of rank 4" if "adapters" in request else None)
     client = MlflowClient(f"sqlite:///{task.root / 'mlflow.db'}")
     (run,) = client.search_runs([client.get_experiment_by_name(EXPERIMENT).experiment_id])
     assert (run.info.status, run.data.tags["reason"]) == ("FAILED", status["reason"])

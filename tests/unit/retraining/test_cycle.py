@@ -156,3 +156,5 @@ def test_weights_that_the_operator_exchanged_are_served(tmp_path, base):
     base.write_text("0.95")
     assert adopt(run.registry, base) == sha256(base) == ModelRegistry(run.registry.root).current().digest
     assert run.registry.rollback().digest == tuned
+    assert adopt(run.registry, run.registry.weights(tuned)) == tuned  # given by its file: no version of its own
+    assert run.registry.current().previous == (run.registry.facts(tuned)["base"],)

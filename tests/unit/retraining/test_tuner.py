@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from imis_net.checkpoint import save_weights
 from imis_net.embedding_disk import EmbeddingDisk
@@ -17,7 +18,7 @@ from imis_net.retraining.gate import TargetVerdict, Verdict
 from imis_net.retraining.label_checks import Finding
 from imis_net.retraining.run_report import render, worst_records
 from imis_net.retraining.tuner import Tuner
-from imis_net.segmenter import load_segmenter
+from imis_net.segmenter import load_segmenter, trunk_digest
 from imis_net.training.dataset import Record
 from imis_net.training.finetune import FineTuned, FineTuning, Progress
 
@@ -38,7 +39,7 @@ def weights(path, seed: int = 0):
 
 
 def tuner(folder, **settings) -> Tuner:
-    few = FineTuning(max_steps=2, validate_every=2, **settings)
+    few = FineTuning(**{"max_steps": 2, "validate_every": 2, **settings})
     return Tuner("imis_net_compact", EmbeddingDisk(folder, 10**8), few, {"image_size": SIDE})
 
 
@@ -46,11 +47,11 @@ def test_a_second_run_encodes_nothing(tmp_path):
     """Breaks if retraining pays for the trunk every night, or another trunk is given these features."""
     start, draft = weights(tmp_path / "start.safetensors"), tmp_path / "draft.safetensors"
     records = [record(str(n)) for n in range(4)]
-    first = tuner(tmp_path / "trunk")
+    first = tuner(tmp_path / "trunk", max_steps=6)  # enough to draw both
     first.train(start, records[:2], records[2:3], draft)
     scores = first.answers(draft, records[3:])
     assert first.num_encoded == 4
-    again = tuner(tmp_path / "trunk")
+    again = tuner(tmp_path / "trunk", max_steps=6)
     again.train(start, records[:2], records[2:3], tmp_path / "other.safetensors")
     assert [s.dice for s in again.answers(draft, records[3:])] == [s.dice for s in scores]
     assert again.num_encoded == 0
@@ -70,6 +71,30 @@ def test_without_the_neck_every_kept_embedding_stays_valid(tmp_path, learn_neck)
     if tuned.best_dice > tuned.start_dice:
         assert before.weights_digest != after.weights_digest
         assert (before.encoder_digest == after.encoder_digest) is not learn_neck
+
+
+def test_adapters_make_a_candidate_of_the_plain_layout_with_another_trunk(tmp_path, caplog):
+    """Breaks if kept features of the old trunk are used for the new one, a candidate needs adapters to be loaded, or
+    Triton's trunk is trained upon in silence."""
+    start, draft = weights(tmp_path / "start.safetensors"), tmp_path / "draft.safetensors"
+    made = tuner(tmp_path / "trunk", adapter_rank=4, learning_rate=0.1)
+    made.trunk_url = "127.0.0.1:9"
+    tuned = made.train(start, [record("1"), record("2")], [record("3")], draft)
+    assert "it runs in this process, not on Triton" in caplog.text
+    assert tuned.best_dice > tuned.start_dice
+    assert made.num_encoded == 0
+    assert shapes(draft) == shapes(start)
+    before, after = (load_segmenter("imis_net_compact", path, image_size=SIDE) for path in (start, draft))
+    assert trunk_digest(before.network) != trunk_digest(after.network)
+    assert before.encoder_digest != after.encoder_digest
+    made.trunk_url = ""
+    made.answers(start, [record("4")])
+    made.answers(draft, [record("4")])
+    assert made.num_encoded == 2
+
+
+def shapes(path) -> dict[str, tuple[torch.dtype, torch.Size]]:
+    return {key: (value.dtype, value.shape) for key, value in load_file(path).items()}
 
 
 def test_the_report_shows_what_was_set_aside_and_hides_no_markup():

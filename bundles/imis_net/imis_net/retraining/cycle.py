@@ -167,7 +167,7 @@ def adopt(registry: ModelRegistry, base: Path) -> str:
         if served is None:
             raise CheckpointError(f"no weights to start from: {base.name} is gone, and no version was kept yet")
         return served.digest
-    if served is not None and registry.facts(served.digest).get("base", served.digest) == sha256(base):
+    if served is not None and sha256(base) in (served.digest, registry.facts(served.digest).get("base")):
         return served.digest
     reason = "the weights that the deployment was set up with"
     return registry.publish(registry.add(base, {"reason": reason}), reason).digest

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ class Place:
         recipe: identifies the recipe; a checkpoint of another one is refused.
         stage, step: steps taken in this stage; a stage's examples are numbered by its steps.
         seconds: spent in this stage, for stages with a time limit.
-        best: the best validation score so far.
+        best: the best validation score so far; ``num_without_gain``: validations since, where they are counted.
         run_id: the experiment tracker's name for this run.
     """
 
@@ -35,19 +36,29 @@ class Place:
     step: int = 0
     seconds: float = 0.0
     best: float = -1.0
+    num_without_gain: int = 0
     run_id: str = ""
 
 
 def save_checkpoint(
-    path: Path, place: Place, network: nn.Module, average: WeightAverage, optimiser: torch.optim.Optimizer
+    path: Path,
+    place: Place,
+    network: nn.Module,
+    average: WeightAverage,
+    optimiser: torch.optim.Optimizer,
+    best: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write beside the target, flush to the disk, then rename; a kill at any moment leaves the old or the new file.
+
+    Args:
+        best: the weights of ``place.best``, where they have no file of their own.
 
     Raises:
         OSError: the disk is full or cannot be written; the old file stays.
     """
     tensors = {f"network.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.weights.items()}
+    tensors |= {f"best.{k}": v for k, v in (best or {}).items()}
     tensors |= _optimiser_tensors(network, optimiser)
     tensors["rng.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
@@ -66,8 +77,10 @@ def read_place(path: Path) -> Place:
     return Place(**json.loads(facts["place"]))
 
 
-def restore(path: Path, network: nn.Module, average: WeightAverage, optimiser: torch.optim.Optimizer) -> None:
-    """Put everything back as ``save_checkpoint`` found it.
+def restore(
+    path: Path, network: nn.Module, average: WeightAverage, optimiser: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Put everything back as ``save_checkpoint`` found it; returns its ``best``.
 
     Raises:
         CheckpointError: not a checkpoint of this training.
@@ -88,6 +101,7 @@ def restore(path: Path, network: nn.Module, average: WeightAverage, optimiser: t
             torch.cuda.set_rng_state(parts["rng"]["cuda"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path.name}: not a checkpoint of this training ({str(error)[:200]})") from error
+    return parts.get("best", {})
 
 
 def _optimiser_tensors(network: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -25,14 +25,14 @@ def normalised(image: np.ndarray, network: IMISNet) -> Tensor:
 
 
 class OwnTrunk:
-    """The maps of a network's own trunk."""
+    """The maps of a network's own trunk; ``learns`` says whether gradients reach it, where any are wanted."""
 
-    def __init__(self, network: IMISNet) -> None:
-        self.network = network
+    def __init__(self, network: IMISNet, learns: bool = False) -> None:
+        self.network, self.learns = network, learns
 
-    @torch.no_grad()
     def __call__(self, image: np.ndarray) -> tuple[Tensor, ...]:
-        return self.network.image_encoder.trunk_features(normalised(image, self.network))
+        with torch.set_grad_enabled(self.learns and torch.is_grad_enabled()):
+            return self.network.image_encoder.trunk_features(normalised(image, self.network))
 
 
 class TrunkCache:
