@@ -10,9 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from imis_net.errors import PromptError
 from imis_net.serving.network_models import NetworkModel
-from imis_net.serving.tensors import PROMPT_ERROR
 
 
 class OneByOne:
@@ -35,8 +33,6 @@ class OneByOne:
         given = [(name, pb.get_input_tensor_by_name(request, name)) for name in self._inputs]
         try:
             outputs = self._model.run({name: tensor.as_numpy() for name, tensor in given if tensor is not None})
-        except PromptError as error:
-            return pb.InferenceResponse(error=pb.TritonError(f"{PROMPT_ERROR}{error}", pb.TritonError.INVALID_ARG))
         except Exception as error:  # whatever it is, it ends this request and no other
             return pb.InferenceResponse(error=pb.TritonError(str(error)))
         return pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(array)) for n, array in outputs.items()])
