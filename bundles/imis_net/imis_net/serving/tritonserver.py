@@ -143,6 +143,7 @@ class TritonServer:
             f"--metrics-port={self.metrics_port}",
             "--metrics-config=summary_latencies=true",
             "--model-control-mode=explicit",
+            "--disable-auto-complete-config",  # for which each model's process would be started twice
             *(f"--load-model={model}" for model in self.models),
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             "--allow-gpu-metrics=false",
