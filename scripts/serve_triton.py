@@ -43,7 +43,7 @@ def main() -> None:
 def default_repository() -> Path:
     """What build_triton.py made of graphs or engines; else the compact default on torch, made anew at each start."""
     folder = ROOT / "build" / "triton"
-    if folder.is_dir() and repo.Manifest.read(folder / repo.ENCODER / "1").backend != repo.TORCH:
+    if folder.is_dir() and repo.Manifest.read(folder / repo.ENCODER / "1").backend != TORCH:
         return folder
     folder.parent.mkdir(exist_ok=True)
     weights = weights_path(DEFAULT_MODEL)

@@ -9,6 +9,9 @@ from pathlib import Path
 from imis_net.adapters.graph_runtimes import Build
 from imis_net.errors import ServingError
 
+ENCODER, TEXT, DECODER = "imis_image_encoder", "imis_text_encoder", "imis_decoder"
+RELOADED = (TEXT, DECODER)
+"""What is trained together and exchanged together."""
 MANIFEST, WEIGHTS, GRAPHS = "manifest.json", "weights.safetensors", "graphs"
 TORCH = "torch"
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
+from imis_net.serving.giving_way import giving_way
 from imis_net.serving.network_models import NetworkModel
 
 
@@ -24,7 +25,8 @@ class OneByOne:
 
     def initialize(self, args: dict[str, str]) -> None:
         self._inputs = [tensor["name"] for tensor in json.loads(args["model_config"])["input"]]
-        self._model = type(self).network(Path(args["model_repository"], args["model_version"]))
+        with giving_way():  # to the versions that answer until this one is loaded
+            self._model = type(self).network(Path(args["model_repository"], args["model_version"]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

@@ -24,11 +24,9 @@ from imis_net.adapters.graph_runtimes import NECK, TEXT_ENCODER, TRUNK, Build
 from imis_net.adapters.tensorrt import FACTS
 from imis_net.errors import ServingError
 from imis_net.segmenter import TorchSegmenter, trunk_digest
-from imis_net.serving.manifest import GRAPHS, MANIFEST, WEIGHTS, Manifest
+from imis_net.serving.manifest import DECODER, ENCODER, GRAPHS, MANIFEST, RELOADED, TEXT, WEIGHTS, Manifest
 from imis_net.serving.wire import MODEL as INTERACTIVE
 
-ENCODER, TEXT, DECODER = "imis_image_encoder", "imis_text_encoder", "imis_decoder"
-RELOADED = (TEXT, DECODER)
 MODELS = (ENCODER, *RELOADED, INTERACTIVE)
 """In the order of loading: what is called before what calls it."""
 _GRAPHS_OF = {ENCODER: (TRUNK, NECK), TEXT: (TEXT_ENCODER,), DECODER: (DECODER_GRAPHS,)}
