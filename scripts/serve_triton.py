@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
 from imis_net.errors import ImisError
 from imis_net.segmenter import DEFAULT_MODEL, load_segmenter, weights_path
 from imis_net.serving import repository as repo
+from imis_net.serving.manifest import TORCH
 from imis_net.serving.tritonserver import TritonServer
 
 

@@ -3,45 +3,50 @@
 from __future__ import annotations
 
 import os
-import threading
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from imis_net.serving import giving_way as module
-from imis_net.serving.giving_way import comes_back, giving_way
+from imis_net.serving.giving_way import COMMAND, comes_back
+
+BUNDLE = Path(__file__).resolve().parents[2] / "bundles" / "imis_net"
 
 
-def policies() -> set[int]:
-    return {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+def run(program: str) -> None:
+    """In a process started to give way."""
+    environment = {**os.environ, "PYTHONPATH": str(BUNDLE)}
+    subprocess.run([*COMMAND.split(), sys.executable, "-c", program], env=environment, check=True)
 
 
 @pytest.mark.skipif(not comes_back(), reason="this system lets nobody back up")
 def test_what_is_started_meanwhile_ends_up_as_usual() -> None:
     """Breaks if a decoder's own threads keep the lowest priority once it serves."""
-    stop = threading.Event()
-    worker = threading.Thread(target=stop.wait)
-    with giving_way():
-        worker.start()
-        assert os.sched_getscheduler(0) == os.SCHED_IDLE
-        assert os.sched_getscheduler(worker.native_id or 0) == os.SCHED_IDLE
-    assert policies() == {os.SCHED_OTHER}
-    stop.set()
-    worker.join()
+    program = """
+import os, threading
+from imis_net.serving.giving_way import at_most_until_done
+policies = lambda: {os.sched_getscheduler(int(thread)) for thread in os.listdir("/proc/self/task")}
+worker = threading.Thread(target=threading.Event().wait, daemon=True)
+with at_most_until_done():
+    worker.start()
+    assert policies() == {os.SCHED_IDLE}
+assert policies() == {os.SCHED_OTHER}
+"""
+    run(program)
 
 
 @pytest.mark.skipif(not comes_back(), reason="this system lets nobody back up")
-def test_it_does_not_give_way_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_does_not_give_way_for_ever() -> None:
     """Breaks if a version never loads on a machine whose cores are always taken."""
-    monkeypatch.setattr(module, "AT_MOST_S", 0.01)
-    with giving_way():
-        for timer in threading.enumerate():
-            if isinstance(timer, threading.Timer):
-                timer.join()
-        assert policies() == {os.SCHED_OTHER}
-
-
-def test_nothing_goes_down_that_cannot_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Breaks if an ordinary user's server is left at the lowest priority."""
-    monkeypatch.setattr(module, "comes_back", lambda: False)
-    with giving_way():
-        assert policies() == {os.SCHED_OTHER}
+    program = """
+import os, threading
+from imis_net.serving import giving_way
+giving_way.AT_MOST_S = 0.01
+with giving_way.at_most_until_done():
+    for timer in threading.enumerate():
+        if isinstance(timer, threading.Timer):
+            timer.join()
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+"""
+    run(program)

@@ -12,20 +12,22 @@ AT_MOST_S = 5.0
 NO_LEVEL = os.sched_param(0)
 
 
-@contextmanager
-def giving_way() -> Iterator[None]:
-    """Run on what others leave of the processor, and then as usual, with the threads started meanwhile.
+COMMAND = "chrt --idle 0"
+"""Before a program's name, for a process that gives way from its first step on.
 
-    A lower niceness would not do: who wakes up waits for the slice of who runs, some milliseconds at each of a click's
-    steps from process to process. Changes nothing where the system would not let it back up, which takes CAP_SYS_NICE
-    or a ``ulimit -e`` of 20.
-    """
-    if not comes_back():
+A lower niceness would not do: who wakes up waits for the slice of who runs, some milliseconds at each step of a click
+from process to process.
+"""
+
+
+@contextmanager
+def at_most_until_done() -> Iterator[None]:
+    """End it, where this process was started so, with the threads it has made; changes nothing elsewhere."""
+    if os.sched_getscheduler(0) != os.SCHED_IDLE:
         yield
         return
     limit = threading.Timer(AT_MOST_S, _as_usual)
     limit.start()
-    os.sched_setscheduler(0, os.SCHED_IDLE, NO_LEVEL)  # this thread, and those that it makes
     try:
         yield
     finally:
@@ -40,7 +42,10 @@ def _as_usual() -> None:
 
 
 def comes_back() -> bool:
-    """Whether the system lets it. Tried by a thread of its own, which can be left behind."""
+    """Whether the system lets a process back up, which takes CAP_SYS_NICE or a ``ulimit -e`` of 20.
+
+    Tried by a thread of its own, which can be left behind.
+    """
     came_back = False
 
     def attempt() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from imis_net.serving.giving_way import giving_way
+from imis_net.serving.giving_way import at_most_until_done
 from imis_net.serving.network_models import NetworkModel
 
 
@@ -25,7 +25,7 @@ class OneByOne:
 
     def initialize(self, args: dict[str, str]) -> None:
         self._inputs = [tensor["name"] for tensor in json.loads(args["model_config"])["input"]]
-        with giving_way():  # to the versions that answer until this one is loaded
+        with at_most_until_done():  # then it is to answer as soon as any
             self._model = type(self).network(Path(args["model_repository"], args["model_version"]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
