@@ -27,7 +27,7 @@ from claims import Claim, report
 from export_latency import interleaved
 
 from imis_net import export
-from imis_net.adapters.graph_runtimes import ENGINE_SUFFIX, PRECISIONS, Build
+from imis_net.adapters.graph_runtimes import DECODER, ENGINE_SUFFIX, PRECISIONS, Build
 from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.adapters.tensorrt import MODULES, Engine, check_gpu, load_module
 from imis_net.errors import ImisError
@@ -113,33 +113,33 @@ def _torch_calls(inputs: Inputs, network: IMISNet) -> Calls:
 
     @torch.inference_mode()
     def decoder() -> object:
-        *features, coords, labels = inputs[export.DECODER].values()
+        *features, coords, labels = inputs[DECODER].values()
         return network.predict_from_points(tuple(features), coords, labels, None, None)
 
     return {"encoder": encoder, "decoder": decoder}
 
 
 def _engine_calls(inputs: Inputs, folder: Path, backend: str) -> Calls:
-    names = (export.TRUNK, export.NECK, export.DECODER)
+    names = (export.TRUNK, export.NECK, DECODER)
     trunk, neck, click = (Engine(folder / f"{name}{ENGINE_SUFFIX}", backend) for name in names)
 
     def encoder() -> object:
         maps = trunk.run_on_gpu(inputs[export.TRUNK])
         return neck.run_on_gpu(dict(zip(neck.input_names, maps, strict=True)))
 
-    return {"encoder": encoder, "decoder": lambda: click.run_on_gpu(inputs[export.DECODER])}
+    return {"encoder": encoder, "decoder": lambda: click.run_on_gpu(inputs[DECODER])}
 
 
 def _inputs(network: IMISNet) -> Inputs:
     """Of one image and one click, on the GPU; the network is on the CPU."""
     wanted = {}
     for graph in export.graphs(network):
-        if graph.name in (export.TRUNK, export.DECODER):
+        if graph.name in (export.TRUNK, DECODER):
             given = graph.at(1, 2)
             if POINT_LABELS in given:
                 given[POINT_LABELS] = torch.tensor([[1, -1]])
             wanted[graph.name] = {name: value.contiguous().cuda() for name, value in given.items()}
-        if graph.name == export.DECODER:
+        if graph.name == DECODER:
             break
     return wanted
 

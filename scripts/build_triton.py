@@ -25,6 +25,7 @@ from imis_net.networks.build import BUILDERS
 from imis_net.segmenter import DEFAULT_MODEL, TorchSegmenter, load_segmenter, weights_path
 from imis_net.serving import repository as repo
 from imis_net.serving.builds import build_and_compare, sample_slices
+from imis_net.serving.manifest import TORCH
 
 SAMPLES = ROOT / "apps" / "imis" / "sample_studies"
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         local = load_segmenter(args.model, args.weights, "cpu", **architecture)
         build, graphs = None, None
-        if args.backend != repo.TORCH:
+        if args.backend != TORCH:
             build, graphs = _build(args, local)
         manifest = repo.describe(local, architecture, build)
         repo.build(args.out, ROOT / "triton_models", manifest, weights_path(args.model, args.weights), graphs)
@@ -56,7 +57,7 @@ def _build(args: argparse.Namespace, local: TorchSegmenter) -> tuple[Build, Path
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backend", choices=(*PRECISIONS, repo.TORCH), default="onnxruntime")
+    parser.add_argument("--backend", choices=(*PRECISIONS, TORCH), default="onnxruntime")
     parser.add_argument("--precision", help="int8, bf16 or fp16 where the backend has it; default: fp32")
     parser.add_argument("--model", choices=BUILDERS, default=DEFAULT_MODEL)
     parser.add_argument("--weights", type=Path, metavar="FILE", help="default: the bundle's models/<model>.safetensors")

@@ -13,6 +13,7 @@ from imis_net.errors import ImisError, ServingError
 from imis_net.segmenter import load_segmenter
 from imis_net.serving import repository as repo
 from imis_net.serving.builds import build_and_compare, sample_slices
+from imis_net.serving.manifest import TORCH
 from imis_net.serving.reload import exchange
 
 
@@ -22,7 +23,7 @@ def main() -> None:
         served = repo.Manifest.read(args.repository / repo.ENCODER / "1")
         segmenter = load_segmenter(served.name, args.weights, "cpu", **served.architecture)
         graphs = None
-        if served.backend != repo.TORCH:
+        if served.backend != TORCH:
             images = sample_slices(args.images)
             build, graphs = build_and_compare(segmenter, served.build, args.graphs, images, args.prompts)
             if build != served.build:

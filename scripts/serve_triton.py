@@ -14,6 +14,7 @@ sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
 from imis_net.errors import ImisError
 from imis_net.segmenter import DEFAULT_MODEL, load_segmenter, weights_path
 from imis_net.serving import repository as repo
+from imis_net.serving.manifest import TORCH
 from imis_net.serving.tritonserver import TritonServer
 
 
@@ -43,7 +44,7 @@ def main() -> None:
 def default_repository() -> Path:
     """What build_triton.py made of graphs or engines; else the compact default on torch, made anew at each start."""
     folder = ROOT / "build" / "triton"
-    if folder.is_dir() and repo.Manifest.read(folder / repo.ENCODER / "1").backend != repo.TORCH:
+    if folder.is_dir() and repo.Manifest.read(folder / repo.ENCODER / "1").backend != TORCH:
         return folder
     folder.parent.mkdir(exist_ok=True)
     weights = weights_path(DEFAULT_MODEL)

@@ -13,9 +13,10 @@ import torch
 from segment_anything import sam_model_registry
 from segment_anything.utils.onnx import SamOnnxModel
 
+from imis_net.adapters.graph_runtimes import DECODER
 from imis_net.adapters.tensorrt import FACTS, check_facts
 from imis_net.errors import ExportError
-from imis_net.export import DECODER, NECK, POINT_COORDS, POINT_LABELS, TEXT_ENCODER, TRUNK
+from imis_net.export import NECK, POINT_COORDS, POINT_LABELS, TEXT_ENCODER, TRUNK
 from imis_net.serving.builds import graphs_of
 from imis_net.serving.engines import MAX_POINTS, MAX_TARGETS, build_engines, compile_graph, profile_of
 

@@ -12,11 +12,11 @@ import onnx.numpy_helper
 import pytest
 import torch
 
-from imis_net.adapters.graph_runtimes import Build, OnnxRuntimeGraph
+from imis_net.adapters.graph_runtimes import DECODER, Build, OnnxRuntimeGraph
 from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.errors import ExportError
 from imis_net.evaluation.agreement import compare
-from imis_net.export import DECODER, POINT_COORDS, POINT_LABELS, export, relative_error, structure_of
+from imis_net.export import POINT_COORDS, POINT_LABELS, export, relative_error, structure_of
 from imis_net.images import read_volume
 from imis_net.prompts import Prompt
 from imis_net.segmenter import TorchSegmenter, load_segmenter

@@ -22,7 +22,7 @@ def local() -> TorchSegmenter:
 
 def test_objects_share_one_embedding(local):
     """Breaks if the embedding is an input per target, so that eight objects copy it eight times."""
-    decoder = next(g for g in graphs(local.network) if g.name == module.DECODER)
+    decoder = next(g for g in graphs(local.network) if g.name == module.decoder_name(False, False))
     assert decoder.shared == {"embedding", "fine_8", "fine_4"}
     assert all(decoder.at(8, 3)[name].shape[0] == 1 for name in decoder.shared)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -73,3 +76,10 @@ def test_weights_that_give_no_numbers_are_not_served(
     with pytest.raises(ServingError, match=f"imis_decoder/{version}: .* not finite"):
         DecoderModel(repository / repo.DECODER / str(version))
     repo.withdraw(repository, version)
+
+
+def test_graphs_are_run_without_torch() -> None:
+    """Breaks if loading new weights takes seconds of every user's processor again."""
+    program = "import sys, imis_net.serving.network_models; sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(TEMPLATES.parent / "bundles" / "imis_net")}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

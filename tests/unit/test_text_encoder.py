@@ -96,7 +96,7 @@ def test_padding_with_the_end_token_changes_nothing(clip):
 
 def test_template_and_label_keys(clip):
     """Breaks if a data-set label is prompted by its key instead of its name, or the template changes."""
-    assert clip.tokenize(["kidney_right"]).equal(clip._tokenizer(["A segmentation area of a right kidney."]))
+    assert clip.tokenize(["kidney_right"]).equal(clip.tokenize._encode(["A segmentation area of a right kidney."]))
 
 
 def test_text_too_long_for_the_tower_is_refused(clip):

@@ -30,7 +30,7 @@ import onnx.numpy_helper
 import torch
 from torch import Tensor, nn
 
-from imis_net.adapters.graph_runtimes import OnnxRuntimeGraph
+from imis_net.adapters.graph_runtimes import NECK, TEXT_ENCODER, TRUNK, OnnxRuntimeGraph, decoder_name
 from imis_net.errors import ExportError
 from imis_net.networks.image_encoder import ImageEncoderViT
 from imis_net.networks.imis_net import IMISNet
@@ -42,14 +42,13 @@ from imis_net.serving.tensors import (
     POINT_LABELS,
     PREDICTIONS,
     TEXT,
+    TOKENS,
 )
 
 VIT_MAPS = ("stride_16",)  # FP32 [B, C, S/16, S/16]
 COMPACT_MAPS = ("stride_4", "stride_8", "stride_16", "stride_32")  # FP32 [B, C, S/stride, S/stride]
-TOKENS = "tokens"  # INT64 [B, 77], or [B] rows of a table of names
 BATCH, NUM_POINTS = "batch", "num_points"
 
-TRUNK, NECK, TEXT_ENCODER, DECODER = "trunk", "neck", "text_encoder", "decoder"
 OPSET = 20
 """LayerNormalization and Gelu are single nodes, and TensorRT reads it."""
 TOLERANCE = 1e-4
@@ -59,10 +58,6 @@ LARGE_FRAME_PX = 1024
 """A frame of so many keeps gigabytes of attention for each image, so that one is compared at a time."""
 PARITY, STRUCTURE = "parity.csv", "structure.txt"
 Shapes = dict[str, dict[int, str]]
-
-
-def decoder_name(has_text: bool, has_mask: bool) -> str:
-    return DECODER + "_text" * has_text + "_mask" * has_mask
 
 
 @dataclass(frozen=True)

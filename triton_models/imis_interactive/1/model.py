@@ -14,7 +14,6 @@ sys.path[:0] = os.environ.get("IMIS_NET_PATH", "").split(os.pathsep)  # where th
 from imis_net.errors import ImageError, PromptError, ServingError, UnknownHandleError
 from imis_net.serving.interactive import InteractiveModel
 from imis_net.serving.remote_network import CurrentVersion
-from imis_net.serving.tensors import PROMPT_ERROR
 
 CODES = {PromptError: "INVALID_ARG", ImageError: "INVALID_ARG", UnknownHandleError: "NOT_FOUND"}
 
@@ -65,10 +64,7 @@ def call(model, version, inputs, outputs):
     )
     response = request.exec()
     if response.has_error():
-        message = response.error().message()  # its code is lost between models
-        if message.startswith(PROMPT_ERROR):
-            raise PromptError(message.removeprefix(PROMPT_ERROR))
-        raise ServingError(f"{model}: {message}")
+        raise ServingError(f"{model}: {response.error().message()}")
     return [pb.get_output_tensor_by_name(response, name).as_numpy().copy() for name in outputs]
 
 

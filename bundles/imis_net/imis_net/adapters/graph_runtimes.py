@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,16 @@ import numpy as np
 from imis_net.errors import ExportError
 
 Arrays = Mapping[str, np.ndarray]
+TRUNK, NECK, TEXT_ENCODER, DECODER = "trunk", "neck", "text_encoder", "decoder"
+
+
+def decoder_name(has_text: bool, has_mask: bool) -> str:
+    return DECODER + "_text" * has_text + "_mask" * has_mask
+
+
+def decoder_names(takes_text: bool) -> list[str]:
+    """Of all decoders of a network: what a prompt lacks is no input of its decoder."""
+    return [decoder_name(*kind) for kind in itertools.product((False, True)[: 1 + takes_text], (False, True))]
 
 
 class Graph(Protocol):

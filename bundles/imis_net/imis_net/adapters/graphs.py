@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from imis_net import export
-from imis_net.adapters.graph_runtimes import Build, Graph, open_graph
+from imis_net.adapters.graph_runtimes import Build, Graph, decoder_name, decoder_names, open_graph
 from imis_net.networks.imis_net import IMISNet
 from imis_net.networks.mask_decoder import MaskPrediction
 from imis_net.networks.prompt_encoder import labelled_points
@@ -44,9 +44,7 @@ class GraphDecoder:
     """``IMISNet.predict_masks`` on its graphs."""
 
     def __init__(self, folder: Path, build: Build, has_text: bool, threads: int = 0) -> None:
-        kinds = [(text, mask) for text in {False, has_text} for mask in (False, True)]
-        names = [export.decoder_name(*kind) for kind in kinds]
-        self._decoders = {name: open_graph(folder, name, build, threads) for name in names}
+        self._decoders = {name: open_graph(folder, name, build, threads) for name in decoder_names(has_text)}
 
     def predict_masks(
         self,
@@ -63,7 +61,7 @@ class GraphDecoder:
             inputs[TEXT] = text
         if low_res_masks is not None:
             inputs[LOW_RES_MASKS] = low_res_masks
-        decoder = self._decoders[export.decoder_name(text is not None, low_res_masks is not None)]
+        decoder = self._decoders[decoder_name(text is not None, low_res_masks is not None)]
         answers = decoder.run({name: _array(value) for name, value in inputs.items()})
         masks, ious, semantic = map(torch.from_numpy, answers)
         return MaskPrediction(masks, ious, semantic, tokens=masks[:0], src=masks[:0])

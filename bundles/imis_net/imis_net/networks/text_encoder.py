@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from open_clip import get_model_config
@@ -24,17 +24,56 @@ class TextEncoder(nn.Module):
 
     Attributes:
         names: the only names it can know, or None where it takes any text.
+        tokenize: B names -> the argument of ``forward``, on the CPU; a name that cannot be encoded is a PromptError.
     """
 
     names: tuple[str, ...] | None = None
+    tokenize: Callable[[Sequence[str]], Tensor]
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """B names -> the argument of ``forward``, on the CPU.
 
-        Raises:
-            PromptError: a name that cannot be encoded.
-        """
-        raise NotImplementedError
+class ClipTokenizer:
+    """Names in the published sentence -> token ids [B, 77]."""
+
+    def __init__(self) -> None:
+        self._encode = SimpleTokenizer(context_length=CONTEXT_LENGTH)
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        sentences = [TEMPLATE.format(normalised(display_name(t))) for t in texts]
+        for sentence, text in zip(sentences, texts, strict=True):
+            num_tokens = len(self._encode.encode(sentence)) + 2
+            if num_tokens > CONTEXT_LENGTH:
+                raise PromptError(
+                    f"text too long: got {num_tokens} tokens ({text[:40]!r}...), at most {CONTEXT_LENGTH}"
+                )
+        return self._encode(sentences)
+
+
+class CategoryTokenizer:
+    """Known names -> their rows [B]."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._index = {_bag(name): i for i, name in enumerate(names)}
+
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        return torch.tensor([self._lookup(text) for text in texts])
+
+    def _lookup(self, text: str) -> int:
+        index = self._index.get(_bag(text))
+        if index is None:
+            raise PromptError(
+                f"unknown text: got {text[:80]!r}, this model knows {len(self._names)} names, "
+                f"the nearest are {', '.join(nearest_names(text, self._names))}"
+            )
+        return index
+
+
+Tokenizer = ClipTokenizer | CategoryTokenizer
+
+
+def tokenizer(names: Sequence[str] | None) -> Tokenizer:
+    """``TextEncoder.tokenize`` of the encoder that knows these names, or any text, without its weights."""
+    return ClipTokenizer() if names is None else CategoryTokenizer(names)
 
 
 class ClipTextEncoder(TextEncoder):
@@ -48,7 +87,7 @@ class ClipTextEncoder(TextEncoder):
         config = get_model_config("ViT-B-32-quickgelu")
         self.tower = _build_text_tower(config["embed_dim"], CLIPTextCfg(**config["text_cfg"]), quick_gelu=True)
         self.tower.text_projection = None
-        self._tokenizer = SimpleTokenizer(context_length=CONTEXT_LENGTH)
+        self.tokenize = ClipTokenizer()
 
     def forward(self, token_ids: Tensor) -> Tensor:
         embedded, mask = self.tower._embeds(token_ids)
@@ -56,16 +95,6 @@ class ClipTextEncoder(TextEncoder):
         # The first end-of-text token; what follows it is padding, which the causal mask hides.
         first_eot = (token_ids == EOT_ID).long().argmax(dim=1)
         return hidden[torch.arange(hidden.shape[0], device=hidden.device), first_eot]  # len() would fix a graph's batch
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        sentences = [TEMPLATE.format(normalised(display_name(t))) for t in texts]
-        for sentence, text in zip(sentences, texts, strict=True):
-            num_tokens = len(self._tokenizer.encode(sentence)) + 2
-            if num_tokens > CONTEXT_LENGTH:
-                raise PromptError(
-                    f"text too long: got {num_tokens} tokens ({text[:40]!r}...), at most {CONTEXT_LENGTH}"
-                )
-        return self._tokenizer(sentences)
 
 
 class CategoryTextEncoder(TextEncoder):
@@ -75,23 +104,10 @@ class CategoryTextEncoder(TextEncoder):
         super().__init__()
         self.names = tuple(names)
         self.embedding = nn.Embedding(len(self.names), dim)
-        self._index = {_bag(name): i for i, name in enumerate(self.names)}
+        self.tokenize = CategoryTokenizer(self.names)
 
     def forward(self, indices: Tensor) -> Tensor:
         return self.embedding(indices)
-
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        return torch.tensor([self._lookup(text) for text in texts])
-
-    def _lookup(self, text: str) -> int:
-        index = self._index.get(_bag(text))
-        if index is None:
-            assert self.names is not None
-            raise PromptError(
-                f"unknown text: got {text[:80]!r}, this model knows {len(self.names)} names, "
-                f"the nearest are {', '.join(nearest_names(text, self.names))}"
-            )
-        return index
 
 
 def _bag(name: str) -> frozenset[str]:

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from imis_net import export
-from imis_net.adapters.graph_runtimes import ENGINE_SUFFIX
+from imis_net.adapters.graph_runtimes import ENGINE_SUFFIX, TEXT_ENCODER
 from imis_net.adapters.tensorrt import FACTS, check_gpu, load_module
 from imis_net.errors import ExportError
 from imis_net.prompts import MAX_NUM_CLICKS
@@ -26,7 +26,7 @@ TIMING_CACHE = "timing.cache"
 
 
 def build_engines(graphs: Path, folder: Path, backend: str, compute_capabilities: Sequence[str] = ()) -> None:
-    """Compile every graph but the names'; the folder appears whole.
+    """Compile every graph but the names', which is copied; the folder appears whole.
 
     Args:
         compute_capabilities: the GPUs to compile for, with TensorRT for RTX; TensorRT compiles for the one here.
@@ -40,9 +40,11 @@ def build_engines(graphs: Path, folder: Path, backend: str, compute_capabilities
     draft.mkdir(parents=True)
     try:
         for path in sorted(graphs.glob("*.onnx")):
-            if path.stem != export.TEXT_ENCODER:
-                engine = compile_graph(trt, path, sms if backend == "tensorrt-rtx" else (), folder.parent)
-                (draft / path.stem).with_suffix(ENGINE_SUFFIX).write_bytes(engine)
+            if path.stem == TEXT_ENCODER:
+                shutil.copyfile(path, draft / path.name)
+                continue
+            engine = compile_graph(trt, path, sms if backend == "tensorrt-rtx" else (), folder.parent)
+            (draft / path.stem).with_suffix(ENGINE_SUFFIX).write_bytes(engine)
         facts = {"backend": backend, "version": trt.__version__, "compute_capabilities": sms}
         (draft / FACTS).write_text(json.dumps(facts, indent=2) + "\n")
         shutil.rmtree(folder, ignore_errors=True)

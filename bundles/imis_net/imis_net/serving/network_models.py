@@ -1,31 +1,32 @@
-"""The networks behind the interactive model, each run from a version's folder: arrays in, arrays out."""
+"""The networks behind the interactive model, each run from a version's folder: arrays in, arrays out.
+
+Where graphs run them nothing here imports torch, so that new weights are loaded in a second beside those that serve.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-import torch
 
-from imis_net.adapters.graphs import GraphDecoder, GraphEncoder
-from imis_net.checkpoint import load_weights
+from imis_net.adapters.graph_runtimes import (
+    NECK,
+    TEXT_ENCODER,
+    TRUNK,
+    Build,
+    Graph,
+    decoder_name,
+    decoder_names,
+    open_graph,
+)
 from imis_net.errors import ServingError
-from imis_net.networks.build import BUILDERS
-from imis_net.networks.imis_net import IMISNet
 from imis_net.serving import tensors as names
-from imis_net.serving.repository import GRAPHS, TORCH, WEIGHTS, Manifest
+from imis_net.serving.manifest import GRAPHS, TORCH, WEIGHTS, Manifest
 
 Arrays = Mapping[str, np.ndarray]
-
-
-class Encoder(Protocol):
-    """The halves of an ``ImageEncoder``, whatever runs them."""
-
-    def trunk_features(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]: ...
-
-    def from_trunk(self, maps: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]: ...
+Open = Callable[[str], Graph]
+"""A part of the network by its graph's name."""
 
 
 class NetworkModel:
@@ -40,13 +41,12 @@ class NetworkModel:
             ExportError: graphs or engines that cannot be loaded here.
         """
         self.manifest = Manifest.read(folder)
-        self.device = torch.device("cpu")  # where graphs take their inputs from, wherever they run
-        self.open(folder)
+        self.open(_opener(folder, self.manifest))
         for name, array in self.run(self.example()).items():
             if not np.isfinite(array).all():
                 raise ServingError(f"{folder.parent.name}/{folder.name}: {name} is not finite")
 
-    def open(self, folder: Path) -> None:
+    def open(self, part: Open) -> None:
         raise NotImplementedError
 
     def example(self) -> dict[str, np.ndarray]:
@@ -54,69 +54,52 @@ class NetworkModel:
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
         raise NotImplementedError
-
-    def load_network(self, folder: Path) -> IMISNet:
-        """The torch network with the version's weights, on the GPU if there is one."""
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        network: IMISNet = BUILDERS[self.manifest.name](**self.manifest.architecture).eval()
-        load_weights(network, folder / WEIGHTS)
-        return network.to(self.device)
-
-    def given(self, inputs: Arrays, wanted: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Those of the wanted inputs that are there."""
-        return {name: torch.from_numpy(inputs[name]).to(self.device) for name in wanted if name in inputs}
 
 
 class EncoderModel(NetworkModel):
     """Gives what the decoder reads; to whoever trains on a frozen trunk, that trunk's maps."""
 
-    def open(self, folder: Path) -> None:
-        is_torch = self.manifest.backend == TORCH
-        self.encoder: Encoder = (
-            self.load_network(folder).image_encoder if is_torch else GraphEncoder(folder / GRAPHS, self.manifest.build)
-        )
+    def open(self, part: Open) -> None:
+        self._trunk, self._neck = part(TRUNK), part(NECK)
 
     def example(self) -> dict[str, np.ndarray]:
         side = self.manifest.image_size
         return {names.IMAGES: np.zeros((1, 3, side, side), np.float32)}
 
-    @torch.inference_mode()
     def run(self, inputs: Arrays, wanted: Collection[str] = names.FEATURES) -> dict[str, np.ndarray]:
         """``wanted``: names of outputs; what nobody wants is not computed."""
-        maps = self.encoder.trunk_features(self.given(inputs, [names.IMAGES])[names.IMAGES])
+        maps = self._trunk.run({names.IMAGES: inputs[names.IMAGES]})
         outputs: dict[str, np.ndarray] = {}
         if not set(names.FEATURES).isdisjoint(wanted):
-            features = self.encoder.from_trunk(maps)
-            outputs |= _arrays(names.FEATURES[: len(features)], features)
+            features = self._neck.run(dict(zip(self._neck.input_names, maps, strict=True)))
+            outputs |= _named(names.FEATURES[: len(features)], features)
         if not set(names.TRUNK).isdisjoint(wanted):
-            outputs |= _arrays(names.TRUNK[: len(maps)], maps)
+            outputs |= _named(names.TRUNK[: len(maps)], maps)
             outputs[names.TRUNK_DIGEST] = np.full((len(maps[0]), 1), self.manifest.trunk_digest.encode(), np.object_)
         return outputs
 
 
 class TextModel(NetworkModel):
-    """Takes the names themselves, since which can be known is a fact of the weights."""
+    """Takes tokens; of a network that takes no text, none."""
 
-    def open(self, folder: Path) -> None:
-        self.network = self.load_network(folder)
+    def open(self, part: Open) -> None:
+        self._encoder = None if self.manifest.known_texts == () else part(TEXT_ENCODER)
 
     def example(self) -> dict[str, np.ndarray]:
-        known = self.network.known_texts
-        return {names.TEXTS: np.array([b"liver"] if known is None else [n.encode() for n in known[:1]], np.object_)}
+        num_tokens = 77 if self.manifest.known_texts is None else 1
+        return {names.TOKENS: np.zeros((1, num_tokens), np.int64)}
 
-    @torch.inference_mode()
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        texts = [bytes(text).decode(errors="replace") for text in inputs[names.TEXTS].reshape(-1)]
-        return _arrays([names.TEXT], [self.network.encode_text(texts)]) if texts else {}
+        if self._encoder is None:
+            return {}
+        tokens = inputs[names.TOKENS]
+        rows = tokens if self.manifest.known_texts is None else tokens[:, 0]
+        return _named([names.TEXT], self._encoder.run({names.TOKENS: rows}))
 
 
 class DecoderModel(NetworkModel):
-    def open(self, folder: Path) -> None:
-        if self.manifest.backend == TORCH:
-            self.predict_masks = self.load_network(folder).predict_masks
-        else:
-            has_text = self.manifest.known_texts != ()
-            self.predict_masks = GraphDecoder(folder / GRAPHS, self.manifest.build, has_text).predict_masks
+    def open(self, part: Open) -> None:
+        self._decoders = {name: part(name) for name in decoder_names(self.manifest.known_texts != ())}
 
     def example(self) -> dict[str, np.ndarray]:
         shapes = zip(names.FEATURES, self.manifest.feature_shapes, strict=False)
@@ -125,12 +108,23 @@ class DecoderModel(NetworkModel):
             names.POINT_LABELS: np.ones((1, 1), np.int64),
         }
 
-    @torch.inference_mode()
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        features = tuple(self.given(inputs, names.FEATURES).values())
-        answer = self.predict_masks(features, **self.given(inputs, names.PROMPTS))
-        return _arrays(names.PREDICTIONS, (answer.low_res_masks, answer.iou_predictions, answer.semantic_embeddings))
+        decoder = self._decoders[decoder_name(names.TEXT in inputs, names.LOW_RES_MASKS in inputs)]
+        return _named(names.PREDICTIONS, decoder.run(inputs))
 
 
-def _arrays(keys: Sequence[str], tensors: Sequence[torch.Tensor]) -> dict[str, np.ndarray]:
-    return {key: tensor.cpu().numpy() for key, tensor in zip(keys, tensors, strict=True)}
+def _opener(folder: Path, manifest: Manifest) -> Open:
+    if manifest.backend == TORCH:
+        from imis_net.serving.torch_parts import TorchParts
+
+        return TorchParts(folder / WEIGHTS, manifest).part
+
+    def part(name: str) -> Graph:
+        # Names are embedded by their own graph in float32 whatever runs the rest: once each, and of little cost.
+        return open_graph(folder / GRAPHS, name, Build() if name == TEXT_ENCODER else manifest.build)
+
+    return part
+
+
+def _named(keys: Sequence[str], arrays: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
+    return dict(zip(keys, arrays, strict=True))

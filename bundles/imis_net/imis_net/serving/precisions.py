@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import onnx
@@ -9,6 +10,8 @@ import onnxruntime
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from onnxruntime.transformers.float16 import convert_float_to_float16
+
+from imis_net.adapters.graph_runtimes import TEXT_ENCODER
 
 FLOAT32_OPS = ("LayerNormalization", "Softmax", "Resize", "Range", "CastLike")
 """Those whose range or steps float16 does not hold."""
@@ -18,14 +21,21 @@ ARITHMETIC = ("Add", "Sub", "Mul", "Div", "MatMul", "Sin", "Cos", "LayerNormaliz
 
 def half_precision(folder: Path, out: Path) -> None:
     """Graphs of float32 -> the same with float16 arithmetic; inputs, outputs, norms and angles of positions stay."""
-    out.mkdir()
-    for path in sorted(folder.glob("*.onnx")):
+    for path in _to_reduce(folder, out):
         angles = _angles(onnx.load(path, load_external_data=False))
         half = convert_float_to_float16(  # by path: types are inferred from files of any size
             str(path), keep_io_types=True, op_block_list=list(FLOAT32_OPS), node_block_list=angles
         )
         _spare_round_trips(half)
         onnx.save(half, out / path.name)
+
+
+def _to_reduce(folder: Path, out: Path) -> list[Path]:
+    """Make ``out`` with the names' graph as it is, which runs once a name; the others."""
+    out.mkdir()
+    for path in folder.glob(f"{TEXT_ENCODER}*"):
+        shutil.copyfile(path, out / path.name)
+    return sorted(path for path in folder.glob("*.onnx") if path.stem != TEXT_ENCODER)
 
 
 def _spare_round_trips(model: onnx.ModelProto) -> None:
@@ -63,9 +73,8 @@ def eight_bits(folder: Path, out: Path) -> None:
 
     Convolutions stay: their inputs' scales would have to be chosen beforehand.
     """
-    out.mkdir()
     onnxruntime.set_default_logger_severity(3)  # it warns of each constant that it leaves
-    for path in sorted(folder.glob("*.onnx")):
+    for path in _to_reduce(folder, out):
         reduced = out / path.name
         quant_pre_process(path, reduced, skip_symbolic_shape=True)  # weights behind a transposition become constants
         quantize_dynamic(reduced, reduced, ["MatMul"], per_channel=True, weight_type=QuantType.QInt8)

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from imis_net.errors import PromptError
+from imis_net.serving.giving_way import at_most_until_done
 from imis_net.serving.network_models import NetworkModel
-from imis_net.serving.tensors import PROMPT_ERROR
 
 
 class OneByOne:
@@ -26,7 +25,8 @@ class OneByOne:
 
     def initialize(self, args: dict[str, str]) -> None:
         self._inputs = [tensor["name"] for tensor in json.loads(args["model_config"])["input"]]
-        self._model = type(self).network(Path(args["model_repository"], args["model_version"]))
+        with at_most_until_done():  # then it is to answer as soon as any
+            self._model = type(self).network(Path(args["model_repository"], args["model_version"]))
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]
@@ -35,8 +35,6 @@ class OneByOne:
         given = [(name, pb.get_input_tensor_by_name(request, name)) for name in self._inputs]
         try:
             outputs = self._model.run({name: tensor.as_numpy() for name, tensor in given if tensor is not None})
-        except PromptError as error:
-            return pb.InferenceResponse(error=pb.TritonError(f"{PROMPT_ERROR}{error}", pb.TritonError.INVALID_ARG))
         except Exception as error:  # whatever it is, it ends this request and no other
             return pb.InferenceResponse(error=pb.TritonError(str(error)))
         return pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(array)) for n, array in outputs.items()])

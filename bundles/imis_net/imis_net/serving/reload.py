@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tritonclient.grpc import InferenceServerClient
@@ -19,14 +18,11 @@ def exchange(url: str, repository: Path, manifest: Manifest, weights: Path, grap
         ServingError: weights of another encoder, or a version that Triton does not load: then the old one stays.
     """
 
-    def load(model: str) -> None:
-        with InferenceServerClient(url) as client:
-            client.load_model(model)  # which runs it once
-
     version = publish(repository, manifest, weights, graphs)
     try:
-        with ThreadPoolExecutor(len(RELOADED)) as pool:
-            list(pool.map(load, RELOADED))
+        with InferenceServerClient(url) as client:
+            for model in RELOADED:  # one after the other, since users need the cores
+                client.load_model(model)  # which runs it once
     except InferenceServerException as error:
         withdraw(repository, version)
         raise ServingError(f"version {version} was withdrawn: {error.message()}") from error

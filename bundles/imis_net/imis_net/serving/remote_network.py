@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imis_net.errors import PromptError
 from imis_net.networks.imis_net import PIXEL_MEAN, PIXEL_STD
 from imis_net.networks.mask_decoder import MaskPrediction
+from imis_net.networks.prompt_encoder import labelled_points
+from imis_net.networks.text_encoder import tokenizer
 from imis_net.segmenter import TorchSegmenter, answer_rule
 from imis_net.serving import repository as repo
 from imis_net.serving import tensors as names
@@ -29,6 +32,7 @@ class RemoteNetwork:
         self._call = call
         self.image_size = manifest.image_size
         self.known_texts = manifest.known_texts
+        self._tokenize = tokenizer(manifest.known_texts)
         self.pixel_mean = torch.tensor(PIXEL_MEAN).view(3, 1, 1)
         self.pixel_std = torch.tensor(PIXEL_STD).view(3, 1, 1)
 
@@ -37,14 +41,26 @@ class RemoteNetwork:
         return tuple(map(torch.from_numpy, self._call(repo.ENCODER, 1, {names.IMAGES: images.numpy()}, wanted)))
 
     def encode_text(self, texts: Sequence[str]) -> Tensor:
-        spelled = np.array([text.encode() for text in texts], dtype=np.object_)
-        (embedded,) = self._call(repo.TEXT, self.version, {names.TEXTS: spelled}, [names.TEXT])
+        if self.known_texts == ():
+            raise PromptError("this network takes no text")
+        tokens = self._tokenize(texts).reshape(len(texts), -1)
+        (embedded,) = self._call(repo.TEXT, self.version, {names.TOKENS: tokens.numpy()}, [names.TEXT])
         return torch.from_numpy(embedded)
 
-    def predict_masks(self, features: tuple[Tensor, ...], **prompts: Tensor | None) -> MaskPrediction:
+    def predict_masks(
+        self,
+        features: tuple[Tensor, ...],
+        point_coords: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        text: Tensor | None = None,
+        low_res_masks: Tensor | None = None,
+    ) -> MaskPrediction:
         """As ``IMISNet.predict_masks``; a part that the prompts lack is left out of the call."""
-        inputs = dict(zip(names.FEATURES, features, strict=False))
-        inputs |= {name: value for name, value in prompts.items() if value is not None}
+        coords, labels = labelled_points(point_coords, point_labels, boxes, text, low_res_masks)
+        inputs = {**dict(zip(names.FEATURES, features, strict=False)), names.POINT_COORDS: coords}
+        more = {names.POINT_LABELS: labels, names.TEXT: text, names.LOW_RES_MASKS: low_res_masks}
+        inputs |= {name: value for name, value in more.items() if value is not None}
         arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
         answers = self._call(repo.DECODER, self.version, arrays, names.PREDICTIONS)
         masks, ious, semantic = map(torch.from_numpy, answers)

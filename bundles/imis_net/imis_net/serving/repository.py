@@ -14,73 +14,24 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from imis_net.adapters.graph_runtimes import Build
+from imis_net.adapters.graph_runtimes import DECODER as DECODER_GRAPHS
+from imis_net.adapters.graph_runtimes import NECK, TEXT_ENCODER, TRUNK, Build
 from imis_net.adapters.tensorrt import FACTS
 from imis_net.errors import ServingError
-from imis_net.export import DECODER as DECODER_GRAPHS
-from imis_net.export import NECK, TRUNK
 from imis_net.segmenter import TorchSegmenter, trunk_digest
+from imis_net.serving.manifest import DECODER, ENCODER, GRAPHS, MANIFEST, RELOADED, TEXT, WEIGHTS, Manifest
 from imis_net.serving.wire import MODEL as INTERACTIVE
 
-ENCODER, TEXT, DECODER = "imis_image_encoder", "imis_text_encoder", "imis_decoder"
-RELOADED = (TEXT, DECODER)
 MODELS = (ENCODER, *RELOADED, INTERACTIVE)
 """In the order of loading: what is called before what calls it."""
-MANIFEST, WEIGHTS, GRAPHS = "manifest.json", "weights.safetensors", "graphs"
-TORCH = "torch"
-_GRAPHS_OF = {ENCODER: (TRUNK, NECK), DECODER: (DECODER_GRAPHS,)}
+_GRAPHS_OF = {ENCODER: (TRUNK, NECK), TEXT: (TEXT_ENCODER,), DECODER: (DECODER_GRAPHS,)}
 NUM_KEPT = 2
 """Versions that stay loaded, as each config.pbtxt says: the one in use, and the one to go back to."""
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What lies in a version's folder.
-
-    Attributes:
-        name: a key of ``networks.build.BUILDERS``.
-        architecture: the builder's arguments.
-        feature_shapes: of the tensors that the encoder gives for an image.
-        backend, precision: what runs encoder and decoder, ``torch`` or a ``graph_runtimes.Build``; names are always
-            embedded by torch.
-        image_size, encoder_digest, weights_digest, known_texts, resize_mode: as the segmenter's.
-        trunk_digest: of the encoder's trunk alone (``segmenter.trunk_digest``).
-    """
-
-    name: str
-    image_size: int
-    feature_shapes: tuple[tuple[int, ...], ...]
-    encoder_digest: str
-    weights_digest: str
-    resize_mode: str
-    known_texts: tuple[str, ...] | None
-    architecture: dict[str, int] = field(default_factory=dict)
-    backend: str = TORCH
-    precision: str = "fp32"
-    trunk_digest: str = ""
-
-    @property
-    def build(self) -> Build:
-        """How its graphs are run, where ``backend`` is not torch."""
-        return Build(self.backend, self.precision)
-
-    @classmethod
-    def read(cls, folder: Path) -> Manifest:
-        """Raises:
-        ServingError: none there, or not a whole one.
-        """
-        try:
-            content = json.loads((folder / MANIFEST).read_text())
-            names = content.pop("known_texts")
-            shapes = tuple(tuple(shape) for shape in content.pop("feature_shapes"))
-            return cls(known_texts=None if names is None else tuple(names), feature_shapes=shapes, **content)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ServingError(f"{folder.parent.name}/{folder.name}: no whole {MANIFEST} ({error})") from error
 
 
 def describe(segmenter: TorchSegmenter, architecture: dict[str, int], build: Build | None = None) -> Manifest:
@@ -163,7 +114,7 @@ def _version_numbers(folder: Path) -> set[int]:
 
 def _fill(folder: Path, manifest: Manifest, weights: Path, graphs: Path | None) -> None:
     model = folder.parent.name
-    if graphs is None or model == TEXT:
+    if graphs is None:
         shutil.copyfile(weights, folder / WEIGHTS)
     else:
         (folder / GRAPHS).mkdir()

@@ -7,6 +7,8 @@ same repository is served by NVIDIA's image instead (``deploy/``).
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,11 +23,16 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from imis_net.errors import ServingError
+from imis_net.serving.giving_way import COMMAND, comes_back
+from imis_net.serving.manifest import RELOADED
 
 LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")
+STUB = "triton_python_backend_stub"
+_OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"preexec_fn": os.setpgrp}
 
 
 @dataclass
@@ -83,14 +90,18 @@ class TritonServer:
         self._take_ports()
         folder = Path(self._folder.name)
         self.log = self.log or folder / "tritonserver.log"
-        command = self._command(_backend_folder(folder))
+        backends = _backend_folder(folder)
+        command = self._command(backends)
         with self.log.open("ab") as log:
-            # Its own group, so that the models' processes can be ended with it even when it was killed.
+            # Its own group, so that the models' processes can be ended with it even when it was killed. Not its own
+            # session: Linux weighs those against each other whatever the priorities within, so that what gives way
+            # in one would take from users in the other.
             self.process = subprocess.Popen(
-                command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+                command, env=self._environment(), stdout=log, stderr=subprocess.STDOUT, **_OWN_GROUP
             )
         try:
             self._wait_until_ready()
+            _let_new_processes_give_way(backends)
         except BaseException:
             self.stop()
             raise
@@ -143,6 +154,7 @@ class TritonServer:
             f"--metrics-port={self.metrics_port}",
             "--metrics-config=summary_latencies=true",
             "--model-control-mode=explicit",
+            "--disable-auto-complete-config",  # for which each model's process would be started twice
             *(f"--load-model={model}" for model in self.models),
             f"--backend-config=python,shm-region-prefix-name={self._shm_prefix}",
             "--allow-gpu-metrics=false",
@@ -207,18 +219,36 @@ def _distribution() -> Path:
 def _backend_folder(root: Path) -> Path:
     """The Python backend with the stub of this very Python version beside it, which is how one is chosen."""
     folder = root / "backends" / "python"
-    if folder.is_dir():
-        return folder.parent
+    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     version = f"{sys.version_info[0]}.{sys.version_info[1]}"
     source = _distribution()
     for file in (
         source / "backends" / "python" / "libtriton_python.so",
         source / "backends" / "python" / "triton_python_backend_utils.py",
-        source / "python_backend_stubs" / version / "triton_python_backend_stub",
+        source / "python_backend_stubs" / version / STUB,
     ):
         (folder / file.name).symlink_to(file)
     return folder.parent
+
+
+def _let_new_processes_give_way(backends: Path) -> None:
+    """From here on a version is loaded beside one that serves: its process gives way until it has loaded."""
+    if not comes_back() or shutil.which(COMMAND.split()[0]) is None:
+        return
+    stub = backends / "python" / STUB
+    draft = stub.with_suffix(".draft")
+    reloaded = "|".join(f"*/{model}/*" for model in RELOADED)
+    draft.write_text(
+        f"""#!/bin/sh
+case "$*" in
+  {reloaded}) exec {COMMAND} {shlex.quote(str(stub.resolve()))} "$@" ;;
+  *) exec {shlex.quote(str(stub.resolve()))} "$@" ;;
+esac
+"""
+    )
+    draft.chmod(0o755)
+    draft.rename(stub)
 
 
 def _free_port(port: int, name: str) -> int:
