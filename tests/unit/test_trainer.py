@@ -56,6 +56,22 @@ def test_two_stages_train_validate_and_write(tmp_path):
     load_weights(imis_net_compact(64), tmp_path / "best.safetensors")
 
 
+def test_a_stage_may_leave_the_encoders_as_they_are(tmp_path):
+    """Breaks if the encoders learn though the stage says no, or the decoder does not."""
+    start = imis_net_compact(64).state_dict()
+    sampler = Sampler([record("1")], 64, 1, {"liver"}, region_probability=0, synthetic_probability=0)
+    policy = InteractionPolicy({"text": 1.0}, num_rounds=0)
+    stage = Stage(64, 2, 1, 1e-3, sampler, policy, InteractiveLoss(), learn_encoders=False)
+    trainer = Trainer(lambda image_size=64: imis_net_compact(image_size), [stage], [record("2")], tmp_path, ema_decay=0)
+    trainer.initialise = lambda network: network.load_state_dict(start)
+    trainer.run()
+    learnt = imis_net_compact(64)
+    load_weights(learnt, tmp_path / "last.safetensors")
+    changed = {key.split(".")[0] for key, value in learnt.state_dict().items() if not value.equal(start[key])}
+    assert "mask_decoder" in changed
+    assert changed.isdisjoint({"image_encoder", "text_encoder"})
+
+
 def test_nothing_to_validate_on_is_refused_before_training(tmp_path):
     """Breaks if hours of training end without any weights kept: no score ever beats the best of none."""
     for validation in ([], [replace(record("2"), targets=())]):

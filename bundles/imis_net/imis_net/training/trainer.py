@@ -60,6 +60,7 @@ class Stage:
             is idle most of the time.
         grounding_weight: of the loss on where each known name lies (``grounding_loss``), in a network that grounds
             text.
+        learn_encoders: without it the image and text encoders stay as they are; prompt encoder and decoder learn.
     """
 
     image_size: int
@@ -74,6 +75,7 @@ class Stage:
     schedule: Schedule = field(default_factory=Cosine)
     images_per_call: int = 1
     grounding_weight: float = 0.0
+    learn_encoders: bool = True
 
     @property
     def total_steps(self) -> int:
@@ -244,6 +246,9 @@ class _Run:
             self.network.load_state_dict(previous.state_dict())
         elif not resumed and self.trainer.initialise is not None:
             self.trainer.initialise(self.network)
+        if not stage.learn_encoders:
+            self.network.image_encoder.requires_grad_(False)
+            self.network.text_encoder.requires_grad_(False)
         self.network.to(self.world.device).to(memory_format=torch.channels_last)
         self.network.train()
         self.optimiser = self.trainer.make_optimiser(self.network, stage.learning_rate)
