@@ -211,6 +211,7 @@ class _Run:
         self.interact = InteractiveStep(network, settings.policy, settings.loss)
         self.average = WeightAverage(network)
         self.num_steps = self.num_without_gain = 0
+        self.validation_seconds = 0.0
         self.began = self.kept_at = time.monotonic()
 
     def start(self, records: Sequence[Record]) -> None:
@@ -267,7 +268,12 @@ class _Run:
 
     @property
     def fraction(self) -> float:
-        return min(1.0, max(self.num_steps / self.settings.max_steps, self.seconds / self.settings.max_seconds))
+        return min(1.0, max(self.num_steps / self.settings.max_steps, self.seconds / self.max_seconds))
+
+    @property
+    def max_seconds(self) -> float:
+        """For steps: the validation after the last one is to end in time, too."""
+        return max(self.settings.max_seconds - self.validation_seconds, self.settings.max_seconds / 2)
 
     def step(self) -> tuple[float, list[float]]:
         self.num_steps += 1
@@ -294,7 +300,7 @@ class _Run:
             self.num_without_gain += 1
 
     def progress(self, loss: float, dices: Sequence[float]) -> Progress:
-        left = self.seconds / self.fraction - self.seconds if self.fraction else self.settings.max_seconds
+        left = self.seconds / self.fraction - self.seconds if self.fraction else self.max_seconds
         return Progress(self.num_steps, self.fraction, left, loss, tuple(dices), self.best_dice)
 
     def ended_by(self, stop: bool) -> str:
@@ -304,7 +310,7 @@ class _Run:
             return "patience"
         if self.num_steps >= self.settings.max_steps:
             return "steps"
-        return "time" if self.seconds >= self.settings.max_seconds else ""
+        return "time" if self.seconds >= self.max_seconds else ""
 
     def finish(self, ended_by: str) -> FineTuned:
         set_parameters(self.network, self.best)
@@ -332,9 +338,12 @@ class _Run:
         return tuple(canonical_name(masks[chosen[k]][0]) for k in kept), targets[kept]
 
     def _score(self) -> float:
+        began = time.monotonic()
         segmenter = TrunkFedSegmenter(self.network, self.trunk_features, self.network.device)
         scores = (evaluate(segmenter, self.validation, s, with_surface=False) for s in ("box", "click"))
-        return float(np.mean([mean_dice(of_strategy) for of_strategy in scores]))
+        score = float(np.mean([mean_dice(of_strategy) for of_strategy in scores]))
+        self.validation_seconds = time.monotonic() - began
+        return score
 
 
 def _check(records: Sequence[Record], validation: Sequence[Record]) -> None:
