@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
 
 import torch
 from claims import Claim, report
+from own_peak import own_peak_mb
 from scipy import ndimage
 
 from imis_net.embedding_cache import EmbeddingCache
@@ -148,7 +148,7 @@ def _cost(segmenter: TorchSegmenter) -> Iterator[Claim]:
         start = time.perf_counter()
         found = propagate(volume, {depth // 2: Prompt(box=[90, 90, 166, 166])}, segmenter, segmenter.encode_image)
         seconds.append((time.perf_counter() - start) / len(found.iou_predictions))
-        peaks_mb.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        peaks_mb.append(own_peak_mb())
         print(f"  {depth} slices: {len(found.iou_predictions)} found, {seconds[-1] * 1e3:.0f} ms each", flush=True)
     yield Claim("time of a slice, 200 deep / 50 deep", seconds[3] / seconds[1], 1.25, at_least=False)
     own_mb = (200 - 50) * 256 * 256 * 3 / 2**20  # the volume and its mask are larger, which is not ours to spare

@@ -23,11 +23,11 @@ import numpy as np
 import requests
 import torch
 from claims import Claim, report
+from own_peak import own_peak_mb
 from poor_model import poor_weights
 from requests_toolbelt.multipart.decoder import MultipartDecoder
 from running_server import APP, running_server
 from simulated_schedules import simulate
-from training_memory import own_peak_mb
 
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.evaluation.bootstrap import mean_interval

@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("benchmarks", "bundles/imis_ne
 
 import numpy as np
 from claims import Claim, report
+from own_peak import own_peak_mb
 from safetensors import safe_open
 
 from imis_net.checkpoint import TRUNK, save_weights
@@ -91,12 +92,6 @@ def peak_mb(case: Case, folder: Path) -> float:
     command = [sys.executable, __file__, "--train", case.model, str(case.side), case.url, str(folder)]
     done = [subprocess.run(command, check=True, capture_output=True, text=True) for _ in range(NUM_PROCESSES)]
     return statistics.median(float(d.stdout.splitlines()[-1]) for d in done)
-
-
-def own_peak_mb() -> float:
-    """Of this program alone: what ``getrusage`` tells begins with the peak of the process that started it."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
-    return int(line.split()[1]) / 1024
 
 
 def train(case: Case, folder: Path) -> None:
