@@ -1,6 +1,6 @@
 """The compact default's accuracy: one claim per row, beside the floor of the ellipse that ignores the image.
 
-    python benchmarks/accuracy.py --data DIR [--weights FILE] [--num-seeds 1]
+    python benchmarks/accuracy.py --data DIR [--weights FILE] [--num-seeds 3]
 
 DIR holds an index.json. BTCV's validation patients are not trained on, but chose the checkpoint. "Never trained on" is
 the mean over data sets, each the mean of its masks. Boxes are moved by up to 5 px a side; clicks are uniform.
@@ -49,7 +49,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR")
     parser.add_argument("--weights", type=Path, metavar="FILE")
-    parser.add_argument("--num-seeds", type=int, default=1)
+    parser.add_argument("--num-seeds", type=int, default=3)
     args = parser.parse_args()
     segmenter, seeds = load_segmenter(weights=args.weights), range(args.num_seeds)
     btcv = records_of(args.data, "val", "BTCV")
