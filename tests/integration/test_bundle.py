@@ -145,12 +145,14 @@ def test_training_recipe_runs(tmp_path):
         1,
         "--stages#2#num_images",
         2,
+        "--stages#3#num_steps",
+        1,
         "--trainer#stages",
         "$@stages[2:]",
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    entry = json.loads((tmp_path / "out" / "log.jsonl").read_text())
-    assert (entry["stage"], entry["step"]) == (0, 1)
+    entries = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert [(e["stage"], e["step"]) for e in entries] == [(0, 1), (1, 1)]
     load_segmenter("imis_net_compact", tmp_path / "out" / "last.safetensors")
 
 
