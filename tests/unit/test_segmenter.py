@@ -7,7 +7,7 @@ import torch
 from imis_net import transforms
 from imis_net.networks.build import BUILDERS, imis_net_compact
 from imis_net.prompts import ImageEmbedding, Prompt
-from imis_net.segmenter import COMPACT_RULE, PUBLISHED_RULE, TorchSegmenter, _min_area, answer_rule
+from imis_net.segmenter import COMPACT_RULE, PUBLISHED_RULE, TorchSegmenter, _expected_iou, _min_area, answer_rule
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +114,19 @@ def test_only_names_may_be_answered_with_nothing():
     assert _min_area({"boxes": None, "point_labels": click}, 1).tolist() == [4]
     assert _min_area({"boxes": None, "point_labels": torch.zeros(1, 2)}, 1).tolist() == [0]
     assert _min_area({"boxes": None, "point_labels": None}, 2).tolist() == [0, 0]
+
+
+def test_a_name_is_rated_by_how_sure_its_pixels_are(segmenter, embedding):
+    """Breaks if an empty mask is rated above nothing, doubt as high as certainty, or a click by the same rule."""
+    sure = torch.full((1, 8, 8), -20.0)
+    sure[:, :4] = 20.0
+    doubtful = torch.full((1, 8, 8), -1.0)
+    doubtful[:, :4] = 0.0
+    assert _expected_iou(sure, -0.5).item() == pytest.approx(1)
+    assert 0.3 < _expected_iou(doubtful, -0.5).item() < 0.6
+    assert _expected_iou(torch.full((1, 8, 8), -1.0), -0.5).item() == 0
+    name, both = Prompt(text="liver"), Prompt(np.array([[20.0, 10.0]]), np.ones(1), text="liver")
+    by_name, by_both = (segmenter.predict(embedding, p) for p in (name, both))
+    rated = [_expected_iou(torch.from_numpy(p.low_res_mask)[None], -0.5).item() for p in (by_name, by_both)]
+    assert by_name.iou_prediction == pytest.approx(rated[0], abs=1e-5)
+    assert by_both.iou_prediction != pytest.approx(rated[1], abs=1e-3)

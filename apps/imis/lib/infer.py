@@ -23,6 +23,7 @@ from imis_net.embedding_cache import EmbeddingCache
 from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.images import Volume, write_mask_nrrd
 from imis_net.interruption import Interrupted, make_interruptible
+from imis_net.networks.build import COMPACT_CATEGORIES, COMPACT_TAUGHT_ABSENT
 from imis_net.networks.imis_net import IMISNet
 from imis_net.prompts import ImageEmbedding, Prediction
 from imis_net.segmenter import Segmenter, TorchSegmenter
@@ -257,20 +258,23 @@ class InteractiveTask(_ImisTask):
 
 
 class TextTask(_ImisTask):
-    """``imis_text``: names of targets, or every one the model knows; values are the indices shown in /info/."""
+    """``imis_text``: names of targets, or whatever the model can tell to be there; values are the indices in /info/."""
 
     def __init__(self, engine: Engine, labels: Sequence[str], min_iou: float) -> None:
         super().__init__(
             engine,
             InferType.SEGMENTATION,
             {name: value for value, name in enumerate(labels, start=1)},
-            "Segments by name; with no name, every category that it is confident of, on the middle slice by default",
+            "Segments by name; with no name, the categories that it is confident of, on the middle slice by default",
             dict(_OPTIONS),
             min_iou,
         )
+        is_compact = engine.segmenter.known_texts == COMPACT_CATEGORIES
+        taught_absent = [name for name in labels if name.lower() in COMPACT_TAUGHT_ABSENT] if is_compact else ()
+        self.guessed = taught_absent or labels
 
     def parse(self, params: Mapping[str, object], shape: tuple[int, int, int]) -> Request:
-        asked = classes_request(params, shape, self.categories)
+        asked = classes_request(params, shape, self.categories, self.guessed)
         spelled = {name.lower(): name for name in self.categories}
         targets = tuple(replace(t, name=spelled.get(t.name.lower(), t.name)) for t in asked.targets)
         return replace(asked, targets=targets)

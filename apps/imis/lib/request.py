@@ -116,7 +116,7 @@ def interactive_request(
     wanted = _slice(params, frame, region)
     text = _text(params, "text")
     if not clicks and region is None and text is None:
-        return classes_request(params, shape, categories, guess_all=False)
+        return classes_request(params, shape, categories)
     name = _name(params, categories) or text or "target"
     targets = [
         Target(name if given is None else given, index, prompt)
@@ -129,12 +129,12 @@ def interactive_request(
 
 
 def classes_request(
-    params: Mapping[str, object], shape: tuple[int, int, int], categories: Sequence[str], guess_all: bool = True
+    params: Mapping[str, object], shape: tuple[int, int, int], categories: Sequence[str], guessed: Sequence[str] = ()
 ) -> Request:
     """Names only, on the slice given or else the middle one.
 
     ``label_prompt`` goes before ``text``, and ``text`` before ``label``; clicks are ignored: OHIF keeps sending the
-    ones of an earlier call once an option was edited. With nothing at all every category is tried if ``guess_all``.
+    ones of an earlier call once an option was edited. With nothing at all each of ``guessed`` is tried.
 
     Raises:
         PromptError: an index without a label, text that is none, or no name where one is needed.
@@ -146,9 +146,9 @@ def classes_request(
     if not names:
         name = _text(params, "text") or _text(params, "label")
         names = [name] if name else []
-    is_guess = guess_all and not names
+    is_guess = not names
     if is_guess:
-        names = list(categories)
+        names = list(guessed)
     if not names:
         raise PromptError("no prompt: expected a click, a box, a roi, a text or a label, got none")
     targets = tuple(Target(name, index, Prompt(text=name), is_guess) for name in names)

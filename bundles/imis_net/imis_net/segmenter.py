@@ -140,19 +140,23 @@ class TorchSegmenter:
         size = embedding.original_size
         tensors = self._tensors(prompts, size)
         min_area = None if self.rule.may_answer_nothing else _min_area(tensors, len(prompts))
-        if min_iou is not None and isinstance(self.network, IMISNet):
+        given = {key for key, tensor in tensors.items() if tensor is not None}
+        is_rated_by_mask = self.rule.rates_names_by_mask and given == {"text"}
+        if min_iou is not None and isinstance(self.network, IMISNet) and not is_rated_by_mask:
             rows, output = self.network.predict_confident(embedding.features, min_iou, **tensors)
             if not len(rows):
                 return []
             min_area = None if min_area is None else min_area[rows.cpu()]
         else:
             rows, output = torch.arange(len(prompts)), self.network.predict_masks(embedding.features, **tensors)
-        return zip(rows.tolist(), self._answers(output, min_area, size), strict=True)
+        return zip(rows.tolist(), self._answers(output, min_area, size, is_rated_by_mask), strict=True)
 
     def _answers(
-        self, output: MaskPrediction, min_area: torch.Tensor | None, size: tuple[int, int]
+        self, output: MaskPrediction, min_area: torch.Tensor | None, size: tuple[int, int], is_rated_by_mask: bool
     ) -> list[Prediction]:
         low_res, iou, index = output.best(min_area, self.rule.lead)
+        if is_rated_by_mask:
+            iou = _expected_iou(low_res[:, 0], self.rule.mask_threshold)
         logits = transforms.logits_to_original(low_res, size, self.image_size)
         masks = (logits > self.rule.mask_threshold)[:, 0].cpu().numpy()
         rows = torch.arange(len(index))
@@ -194,20 +198,33 @@ class AnswerRule:
         mask_threshold: the logit above which a pixel belongs to the mask.
         lead: what another than the first candidate must be rated higher by; smaller differences say nothing where the
             rating is not surer than that.
+        rates_names_by_mask: whether the predicted IoU of a name alone follows from the certainty of its mask's pixels.
+            A network that grounds names finds them past the token that it rates masks by.
     """
 
     may_answer_nothing: bool
     mask_threshold: float
     lead: float
+    rates_names_by_mask: bool
 
 
-PUBLISHED_RULE = AnswerRule(may_answer_nothing=True, mask_threshold=0.0, lead=0.0)
-COMPACT_RULE = AnswerRule(may_answer_nothing=False, mask_threshold=COMPACT_MASK_THRESHOLD, lead=COMPACT_LEAD)
+PUBLISHED_RULE = AnswerRule(may_answer_nothing=True, mask_threshold=0.0, lead=0.0, rates_names_by_mask=False)
+COMPACT_RULE = AnswerRule(
+    may_answer_nothing=False, mask_threshold=COMPACT_MASK_THRESHOLD, lead=COMPACT_LEAD, rates_names_by_mask=True
+)
 
 
 def answer_rule(name: str) -> AnswerRule:
     """The rule of the network of this name: IMIS-Net's published one, or the compact model's own."""
     return COMPACT_RULE if name == DEFAULT_MODEL else PUBLISHED_RULE
+
+
+def _expected_iou(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Logits [B, h, w] -> [B] the IoU that a mask of those above the threshold has with a target whose pixels are as
+    likely as they say, even odds at the threshold; 0 for an empty mask."""
+    likely, mask = (logits - threshold).sigmoid(), logits > threshold
+    common = (likely * mask).sum((1, 2))
+    return common / (likely.sum((1, 2)) + mask.sum((1, 2)) - common).clamp_min(1e-6)
 
 
 def _min_area(tensors: Mapping[str, torch.Tensor | None], num_prompts: int) -> torch.Tensor:

@@ -10,7 +10,7 @@ import SimpleITK as sitk
 import torch
 
 from imis_net.images import read_volume
-from imis_net.networks.build import COMPACT_CATEGORIES, imis_net_compact
+from imis_net.networks.build import COMPACT_CATEGORIES, COMPACT_TAUGHT_ABSENT, imis_net_compact
 from imis_net.prompts import Prediction, Prompt
 from imis_net.segmenter import TorchSegmenter
 from lib.infer import Engine, InteractiveTask, TextTask, _painted
@@ -73,7 +73,10 @@ def test_classes_come_back_at_their_index_whatever_the_spelling(engine: Engine, 
 
 
 def test_a_guessed_category_needs_confidence(engine: Engine, volume: Path) -> None:
-    """Breaks when the automatic run paints organs that the network itself does not believe in."""
+    """Breaks when the automatic run paints organs that the network itself does not believe in, or of which it never
+    learnt where they are not."""
+    assert set(TextTask(engine, COMPACT_CATEGORIES, min_iou=0.0).guessed) == set(COMPACT_TAUGHT_ABSENT)
+    assert TextTask(engine, ["Brain"], min_iou=0.0).guessed == ["Brain"], "whoever offers nothing else wants it tried"
     mask, report = _segment(TextTask(engine, COMPACT_CATEGORIES, min_iou=1.0), volume)
     assert not mask.any()
     assert report["iou_predictions"] == []

@@ -212,7 +212,7 @@ def test_2d_images_take_clicks_without_a_slice() -> None:
 )
 def test_classes_by_index_or_name_and_all_of_them_by_default(params: dict[str, object], names: list[str]) -> None:
     """Breaks when indices are off by one, stale clicks spoil a class prompt, or the automatic run finds nothing."""
-    targets = classes_request(params, VOLUME, LABELS).targets
+    targets = classes_request(params, VOLUME, LABELS, guessed=LABELS).targets
     assert [t.name for t in targets] == names
     assert all(t.slice == 10 and t.prompt.text == t.name for t in targets)
     assert all(t.is_guess == (names == list(LABELS)) for t in targets)

@@ -49,6 +49,8 @@ COMPACT_CATEGORIES = (
     "nucleus",
 )
 """What the compact model saw by name in training; its text prompts can be nothing else."""
+COMPACT_TAUGHT_ABSENT = COMPACT_CATEGORIES[: COMPACT_CATEGORIES.index("bladder")]
+"""Those of completely labelled images, where it also learnt what is missing. It finds the others in any image."""
 
 
 @dataclass(frozen=True)
