@@ -19,3 +19,14 @@ def test_lines_after_the_checkpoint_are_cut_off(tmp_path):
     assert (tmp_path / "steps.csv").read_text() == "0,1,0.5,0.10000,0.20000\n0,2,0.5,0.10000,0.20000\n"
     entries = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [e["step"] for e in entries] == [1, 2]
+
+
+def test_stages_may_have_another_number_of_rounds(tmp_path):
+    """Breaks if what is shown of a stage's first steps is averaged with the stage before."""
+    log = TrainingLog(tmp_path, Place("a recipe"), tensorboard=False, mlflow=False)
+    for stage, dices in enumerate(([0.1], [0.2, 0.3])):
+        log.begin_stage(stage, 1, 0)
+        log.step(stage, 1, stage + 1, 0.5, dices, 1e-3)
+        log.end_stage()
+    log.close(finished=True)
+    assert (tmp_path / "steps.csv").read_text() == "0,1,0.5,0.10000\n1,1,0.5,0.20000,0.30000\n"

@@ -165,7 +165,10 @@ class Trainer:
     @property
     def recipe(self) -> str:
         """Identifies what must not change between a kill and a restart."""
-        stages = [[s.image_size, s.total_steps, s.num_images, s.learning_rate, repr(s.policy)] for s in self.stages]
+        stages = [
+            [s.image_size, s.total_steps, s.num_images, s.learning_rate, repr(s.policy), s.learn_encoders]
+            for s in self.stages
+        ]
         facts = [self.seed, self.precision, self.weight_decay, self.ema_decay, stages]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 

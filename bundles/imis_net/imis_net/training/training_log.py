@@ -50,6 +50,7 @@ class TrainingLog:
 
     def begin_stage(self, index: int, num_steps: int, step: int) -> None:
         """tqdm knows the time left."""
+        self._recent.clear()  # of stages whose rounds may be another number
         self._bar = tqdm(total=num_steps, initial=step, desc=f"stage {index}", mininterval=1, dynamic_ncols=True)
 
     def step(self, stage: int, step: int, total: int, loss: float, dices: Sequence[float], rate: float) -> None:
