@@ -189,9 +189,9 @@ def _follow(walk: _Walk, anchors: Sequence[Prediction], indices: range) -> None:
             break
         prediction = walk.predict(index, _prompt_ahead(walk, before, here, last.low_res_mask))
         kept = prediction.mask & (here > -_reach_mm(walk, walk.depth_mm))
-        if _has_ended(walk, last.mask, kept, prediction.iou_prediction / max(anchor.iou_prediction, 1e-6)):
-            break
         radii_mm.append(_radius_mm(kept, walk.spacing_mm))
+        if _has_ended(walk, radii_mm, prediction.iou_prediction / max(anchor.iou_prediction, 1e-6)):
+            break
         if _grows_again(radii_mm, len(anchors), walk.limits.max_regrowth):
             break
         before, here = here, signed_distance_mm(kept, walk.spacing_mm)
@@ -223,9 +223,10 @@ def _prompt_ahead(walk: _Walk, before: np.ndarray, here: np.ndarray, low_res_mas
     )
 
 
-def _has_ended(walk: _Walk, before: np.ndarray, after: np.ndarray, iou: float) -> bool:
-    change_mm = abs(_radius_mm(after, walk.spacing_mm) - _radius_mm(before, walk.spacing_mm))
-    return not after.any() or iou < walk.limits.min_iou or change_mm > _reach_mm(walk, walk.depth_mm)
+def _has_ended(walk: _Walk, radii_mm: Sequence[float], iou: float) -> bool:
+    """Whether the last slice has nothing left, is not believed in, or is of another size than the one before."""
+    change_mm = abs(radii_mm[-1] - radii_mm[-2])
+    return radii_mm[-1] == 0 or iou < walk.limits.min_iou or change_mm > _reach_mm(walk, walk.depth_mm)
 
 
 def _grows_again(radii_mm: Sequence[float], num_anchors: int, max_regrowth: float) -> bool:
