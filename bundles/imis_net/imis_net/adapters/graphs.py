@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from imis_net import export
-from imis_net.adapters.graph_runtimes import Build, Graph, decoder_name, decoder_names, open_graph
+from imis_net.adapters.array_decoder import ArrayDecoder, as_array
+from imis_net.adapters.graph_runtimes import Build, decoder_name, decoder_names, open_graph
 from imis_net.networks.imis_net import IMISNet
-from imis_net.networks.mask_decoder import MaskPrediction
-from imis_net.networks.prompt_encoder import labelled_points
 from imis_net.segmenter import TorchSegmenter
-from imis_net.serving.tensors import FEATURES, LOW_RES_MASKS, POINT_COORDS, POINT_LABELS, TEXT
+from imis_net.serving.tensors import LOW_RES_MASKS, TEXT
 
 DEFAULT_BUILD = Build()
 
@@ -27,44 +24,17 @@ class GraphEncoder:
         self._trunk, self._neck = (open_graph(folder, name, build, threads) for name in (export.TRUNK, export.NECK))
 
     def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self.from_trunk(self.trunk_features(images))
-
-    def trunk_features(self, images: Tensor) -> tuple[Tensor, ...]:
-        return self._run(self._trunk, [images])
-
-    def from_trunk(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        return self._run(self._neck, maps)
-
-    def _run(self, graph: Graph, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        arrays = [_array(tensor) for tensor in tensors]
-        return tuple(map(torch.from_numpy, graph.run(dict(zip(graph.input_names, arrays, strict=True)))))
+        (name,) = self._trunk.input_names
+        maps = self._trunk.run({name: as_array(images)})
+        return tuple(map(torch.from_numpy, self._neck.run(dict(zip(self._neck.input_names, maps, strict=True)))))
 
 
-class GraphDecoder:
-    """``IMISNet.predict_masks`` on its graphs."""
+class GraphDecoder(ArrayDecoder):
+    """The decoder for what the prompts have."""
 
     def __init__(self, folder: Path, build: Build, has_text: bool, threads: int = 0) -> None:
-        self._decoders = {name: open_graph(folder, name, build, threads) for name in decoder_names(has_text)}
-
-    def predict_masks(
-        self,
-        features: tuple[Tensor, ...],
-        point_coords: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-        text: Tensor | None = None,
-        low_res_masks: Tensor | None = None,
-    ) -> MaskPrediction:
-        coords, labels = labelled_points(point_coords, point_labels, boxes, text, low_res_masks)
-        inputs = {**dict(zip(FEATURES, features, strict=False)), POINT_COORDS: coords, POINT_LABELS: labels}
-        if text is not None:
-            inputs[TEXT] = text
-        if low_res_masks is not None:
-            inputs[LOW_RES_MASKS] = low_res_masks
-        decoder = self._decoders[decoder_name(text is not None, low_res_masks is not None)]
-        answers = decoder.run({name: _array(value) for name, value in inputs.items()})
-        masks, ious, semantic = map(torch.from_numpy, answers)
-        return MaskPrediction(masks, ious, semantic, tokens=masks[:0], src=masks[:0])
+        decoders = {name: open_graph(folder, name, build, threads) for name in decoder_names(has_text)}
+        super().__init__(lambda inputs: decoders[decoder_name(TEXT in inputs, LOW_RES_MASKS in inputs)].run(inputs))
 
 
 class GraphNetwork:
@@ -102,7 +72,3 @@ class GraphSegmenter(TorchSegmenter):
         self.device = torch.device("cpu")
         self.resize_mode, self.rule = local.resize_mode, local.rule
         self.encoder_digest, self.weights_digest = local.encoder_digest, local.weights_digest
-
-
-def _array(value: Tensor | np.ndarray) -> np.ndarray:
-    return value.contiguous().numpy() if isinstance(value, Tensor) else value

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from imis_net.adapters.array_decoder import ArrayDecoder
 from imis_net.errors import PromptError
 from imis_net.networks.imis_net import PIXEL_MEAN, PIXEL_STD
-from imis_net.networks.mask_decoder import MaskPrediction
-from imis_net.networks.prompt_encoder import labelled_points
 from imis_net.networks.text_encoder import tokenizer
 from imis_net.segmenter import TorchSegmenter, answer_rule
 from imis_net.serving import repository as repo
@@ -30,6 +29,7 @@ class RemoteNetwork:
         self.manifest = manifest
         self.version = version
         self._call = call
+        self.predict_masks = ArrayDecoder(self._decode).predict_masks
         self.image_size = manifest.image_size
         self.known_texts = manifest.known_texts
         self._tokenize = tokenizer(manifest.known_texts)
@@ -47,24 +47,8 @@ class RemoteNetwork:
         (embedded,) = self._call(repo.TEXT, self.version, {names.TOKENS: tokens.numpy()}, [names.TEXT])
         return torch.from_numpy(embedded)
 
-    def predict_masks(
-        self,
-        features: tuple[Tensor, ...],
-        point_coords: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-        text: Tensor | None = None,
-        low_res_masks: Tensor | None = None,
-    ) -> MaskPrediction:
-        """As ``IMISNet.predict_masks``; a part that the prompts lack is left out of the call."""
-        coords, labels = labelled_points(point_coords, point_labels, boxes, text, low_res_masks)
-        inputs = {**dict(zip(names.FEATURES, features, strict=False)), names.POINT_COORDS: coords}
-        more = {names.POINT_LABELS: labels, names.TEXT: text, names.LOW_RES_MASKS: low_res_masks}
-        inputs |= {name: value for name, value in more.items() if value is not None}
-        arrays = {name: value.contiguous().numpy() for name, value in inputs.items()}
-        answers = self._call(repo.DECODER, self.version, arrays, names.PREDICTIONS)
-        masks, ious, semantic = map(torch.from_numpy, answers)
-        return MaskPrediction(masks, ious, semantic, tokens=masks[:0], src=masks[:0])
+    def _decode(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return self._call(repo.DECODER, self.version, inputs, names.PREDICTIONS)
 
 
 class RemoteSegmenter(TorchSegmenter):
