@@ -73,3 +73,28 @@ def test_text_adds_one_map_to_all_four_masks(decoder):
     swapped = run(decoder, 3, text.flip(0)).low_res_masks - run(decoder, 3).low_res_masks
     assert (swapped[0] - added[0]).abs().max() > 1e-3
     torch.testing.assert_close(swapped[1], added[1])
+
+
+@torch.no_grad()
+def test_a_graph_draws_the_masks_that_torch_draws(decoder, monkeypatch):
+    """Breaks if the pixels of a cell come back in another order than the transposed convolutions write them."""
+    expected = run(decoder, 3).low_res_masks
+    monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+    torch.testing.assert_close(run(decoder, 3).low_res_masks, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_many_targets_are_drawn_each_from_its_own_maps():
+    """Breaks if targets that are drawn a few at a time get the maps of others, or shared maps are split among them."""
+    torch.manual_seed(0)
+    decoder = MaskDecoder(DIM, mlp_dim=64, use_fine_features=True).eval()
+    sides = (SIDE, 2 * SIDE, 4 * SIDE)
+    features = tuple(
+        torch.randn(1, dim, side, side) for dim, side in zip((DIM, DIM // 4, DIM // 8), sides, strict=True)
+    )
+    dense = tuple(torch.randn(5, *f.shape[1:]) for f in features)
+    sparse, pe = torch.randn(5, 2, DIM), torch.randn(1, DIM, SIDE, SIDE)
+    together = decoder(features, pe, sparse, dense, None).low_res_masks
+    for i in range(5):
+        alone = decoder(features, pe, sparse[i : i + 1], tuple(d[i : i + 1] for d in dense), None).low_res_masks
+        torch.testing.assert_close(together[i : i + 1], alone, atol=1e-5, rtol=1e-5)

@@ -24,7 +24,7 @@ from imis_net.embedding_disk import EmbeddingDisk
 from imis_net.images import Volume, write_mask_nrrd
 from imis_net.interruption import Interrupted, make_interruptible
 from imis_net.networks.build import COMPACT_CATEGORIES, COMPACT_TAUGHT_ABSENT
-from imis_net.networks.imis_net import IMISNet
+from imis_net.networks.encoder import ImageEncoder
 from imis_net.prompts import ImageEmbedding, Prediction
 from imis_net.segmenter import Segmenter, TorchSegmenter
 from imis_net.stopwatch import Stopwatch
@@ -71,8 +71,8 @@ class Engine:
 
     def use(self, segmenter: Segmenter) -> None:
         """Answer with this one from the next request on; requests that run now end with the one they began with."""
-        if isinstance(segmenter, TorchSegmenter) and isinstance(segmenter.network, IMISNet):
-            make_interruptible(segmenter.network.image_encoder)
+        if isinstance(segmenter, TorchSegmenter) and isinstance(segmenter.image_encoder, ImageEncoder):
+            make_interruptible(segmenter.image_encoder)
         self.segmenter = segmenter
 
     def embed(

@@ -107,12 +107,12 @@ def graphs(network: IMISNet) -> Iterator[Graph]:
     encoder = network.image_encoder
     images = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode(False), torch.no_grad():
-        sized = encoder.of_size(side)
+        ready = encoder.for_inference(side)
         maps = [torch.cat(both) for both in zip(*map(encoder.trunk_features, images.split(1)), strict=True)]
         features = encoder.from_trunk(maps)
     map_names = VIT_MAPS if isinstance(encoder, ImageEncoderViT) else COMPACT_MAPS
     names = FEATURES[: len(features)]
-    yield Graph(TRUNK, _Function(sized, sized.trunk_features), {IMAGES: images}, map_names)
+    yield Graph(TRUNK, _Function(ready, ready.trunk_features), {IMAGES: images}, map_names)
     yield Graph(
         NECK,
         _Function(encoder, lambda *given: encoder.from_trunk(given)),

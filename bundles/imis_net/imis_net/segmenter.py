@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +84,11 @@ class TorchSegmenter:
         self.encoder_digest = digest_of(network.image_encoder, self.resize_mode, str(network.image_size))
         self.weights_digest = digest_of(network, self.encoder_digest, repr(self.rule))
 
+    @cached_property
+    def image_encoder(self) -> Callable[[torch.Tensor], tuple[torch.Tensor, ...]]:
+        """The network's, of weights as they are when it is first asked for."""
+        return self.network.image_encoder.for_inference(self.image_size)
+
     @property
     def image_size(self) -> int:
         return self.network.image_size
@@ -94,7 +100,7 @@ class TorchSegmenter:
     @torch.inference_mode()
     def encode_image(self, image: np.ndarray) -> ImageEmbedding:
         pixels = transforms.to_model_frame(image, self.image_size, self.resize_mode).to(self.device)
-        features = self.network.encode_image((pixels - self.network.pixel_mean) / self.network.pixel_std)
+        features = self.image_encoder((pixels - self.network.pixel_mean) / self.network.pixel_std)
         return ImageEmbedding(tuple(features), (image.shape[0], image.shape[1]), self.encoder_digest)
 
     def predict(self, embedding: ImageEmbedding, prompt: Prompt) -> Prediction:

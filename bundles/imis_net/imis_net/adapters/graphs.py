@@ -18,12 +18,12 @@ DEFAULT_BUILD = Build()
 
 
 class GraphEncoder:
-    """``IMISNet.encode_image`` on its graphs."""
+    """A network's image encoder on its graphs."""
 
     def __init__(self, folder: Path, build: Build, threads: int = 0) -> None:
         self._trunk, self._neck = (open_graph(folder, name, build, threads) for name in (export.TRUNK, export.NECK))
 
-    def encode_image(self, images: Tensor) -> tuple[Tensor, ...]:
+    def __call__(self, images: Tensor) -> tuple[Tensor, ...]:
         (name,) = self._trunk.input_names
         maps = self._trunk.run({name: as_array(images)})
         return tuple(map(torch.from_numpy, self._neck.run(dict(zip(self._neck.input_names, maps, strict=True)))))
@@ -51,7 +51,6 @@ class GraphNetwork:
         self.name, self.image_size, self.known_texts = network.name, network.image_size, network.known_texts
         self.pixel_mean, self.pixel_std = network.pixel_mean, network.pixel_std
         self.encode_text = network.encode_text
-        self.encode_image = GraphEncoder(folder, build, threads).encode_image
         self.predict_masks = GraphDecoder(folder, build, network.known_texts != (), threads).predict_masks
 
 
@@ -68,6 +67,7 @@ class GraphSegmenter(TorchSegmenter):
             folder.parent.mkdir(parents=True, exist_ok=True)
             export.export(local.network, folder)
         self.build = build
+        self.image_encoder = GraphEncoder(folder, build, threads)
         self.network = GraphNetwork(local.network, folder, build, threads)  # type: ignore[assignment]
         self.device = torch.device("cpu")
         self.resize_mode, self.rule = local.resize_mode, local.rule

@@ -29,6 +29,7 @@ class ImageEncoder(nn.Module):
         """The neck: ``trunk_features``' maps -> what ``forward`` returns."""
         raise NotImplementedError
 
-    def of_size(self, image_size: int) -> ImageEncoder:
-        """The same function of frames of one size, with what follows from that size alone worked out before."""
+    def for_inference(self, image_size: int) -> ImageEncoder:
+        """The same function of frames of one size, with what follows from that size and from the weights worked out
+        before. It does not follow weights that change later."""
         return self

@@ -109,7 +109,7 @@ class ImageEncoderViT(ImageEncoder):
     def from_trunk(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
         return (self.neck(maps[0]),)
 
-    def of_size(self, image_size: int) -> ImageEncoderViT:
+    def for_inference(self, image_size: int) -> ImageEncoderViT:
         trunk = self.trunk.of_side(image_size // PATCH_PX)
         copied: dict[int, object] = {id(self.trunk): trunk, id(self.neck): self.neck}
         return deepcopy(self, copied)

@@ -24,9 +24,11 @@ class LayerNorm2d(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        last = rearrange(x, "b c h w -> b h w c")
-        last = F.layer_norm(last, self.weight.shape, self.weight, self.bias, self.eps)
-        return rearrange(last, "b h w c -> b c h w")
+        return rearrange(self.over_last(rearrange(x, "b c h w -> b h w c")), "b h w c -> b c h w")
+
+    def over_last(self, x: Tensor) -> Tensor:
+        """The same of [..., C]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 class MLP(nn.Module):

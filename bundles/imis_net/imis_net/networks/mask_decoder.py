@@ -6,6 +6,7 @@ Source: Segment Anything, section 3 "Mask decoder", widened; semantic tokens and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from einops import rearrange
@@ -18,6 +19,9 @@ from imis_net.networks.two_way_transformer import TwoWayTransformer
 
 NUM_MASK_TOKENS = 4
 """One for unambiguous prompts and three for ambiguous ones; callers take the best of the three."""
+
+DRAWN_AT_ONCE = 2
+"""Targets whose features are upscaled in one go; more of them are memory that a processor fetches anew."""
 
 _LESS = 10.0
 """More than predicted IoUs differ by."""
@@ -165,18 +169,17 @@ class MaskDecoder(nn.Module):
         self, mixed: Mixed, features: tuple[Tensor, ...], dense: tuple[Tensor, ...], text: Tensor | None
     ) -> MaskPrediction:
         """The second half: the masks, which take most of the time."""
-        tokens, src, side = mixed.tokens, mixed.src, features[0].shape[-1]
+        tokens, src = mixed.tokens, mixed.src
         # Slices rather than one split, whose last part of open length TensorRT does not take.
         mask_tokens = tokens[:, 1 : 1 + NUM_MASK_TOKENS]
         semantic_tokens = tokens[:, 1 + NUM_MASK_TOKENS : 1 + 2 * NUM_MASK_TOKENS]
-        upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
         weights = torch.stack(
             [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)],
             dim=1,
         )
         if text is not None:
             weights = weights + self.text_output(text)[:, None]
-        masks = rearrange(weights @ rearrange(upscaled, "b c h w -> b c (h w)"), "b m (h w) -> b m h w", h=4 * side)
+        masks = self._masks(weights, src, features, dense)
         if mixed.evidence is not None:
             masks = masks + F.interpolate(mixed.evidence, scale_factor=2.0, mode="bilinear", align_corners=False)
         return MaskPrediction(
@@ -187,6 +190,34 @@ class MaskDecoder(nn.Module):
             src=src,
         )
 
+    def _masks(self, weights: Tensor, src: Tensor, features: tuple[Tensor, ...], dense: tuple[Tensor, ...]) -> Tensor:
+        """[B, M, C/8] and the transformer's [B, (S/16)^2, C] -> [B, M, S/4, S/4]."""
+        side = features[0].shape[-1]
+        if torch.compiler.is_exporting():
+            if self.refine is None:
+                return self._masks_within_cells(weights, src, side)
+        elif src.shape[0] > DRAWN_AT_ONCE:
+            parts = torch.arange(src.shape[0], device=src.device).split(DRAWN_AT_ONCE)
+            return torch.cat([self._masks(weights[i], src[i], _rows(features, i), _rows(dense, i)) for i in parts])
+        upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
+        masks = weights @ rearrange(upscaled, "b c h w -> b c (h w)")
+        return rearrange(masks, "b m (h w) -> b m h w", h=4 * side)
+
+    def _masks_within_cells(self, weights: Tensor, src: Tensor, side: int) -> Tensor:
+        """``_upscale`` and its product with ``weights`` [B, M, C/8] as a graph should make them: [B, M, S/4, S/4].
+
+        A transposed convolution whose kernel is its stride is a linear layer of each position on its own. So the 16
+        pixels of a cell stay beside each other and only the finished masks are put into rows; a graph would move the
+        features to and from each convolution, which takes as long as they do. Torch does not move them, and its
+        convolutions are faster than its linear layers on a processor.
+        """
+        to_8, norm, act, to_4, act_4 = self.output_upscaling
+        at_8 = act(cast(LayerNorm2d, norm).over_last(_within_cells(src, to_8)))
+        at_4 = act_4(_within_cells(at_8, to_4))
+        masks = rearrange(at_4, "b n outer inner c -> b (n outer inner) c") @ weights.mT
+        order = "b (h w outer_y outer_x inner_y inner_x) m -> b m (h outer_y inner_y) (w outer_x inner_x)"
+        return rearrange(masks, order, h=side, w=side, outer_y=2, outer_x=2, inner_y=2, inner_x=2)
+
     def _upscale(self, src: Tensor, fine: tuple[Tensor, ...], fine_dense: tuple[Tensor, ...]) -> Tensor:
         """[B, C, S/16, S/16] -> [B, C/8, S/4, S/4]."""
         if self.refine is None:
@@ -194,3 +225,15 @@ class MaskDecoder(nn.Module):
         to_8, norm, act, to_4, act_4 = self.output_upscaling
         at_8 = self.refine[0](act(norm(to_8(src) + fine[0] + fine_dense[0])))
         return act_4(self.refine[1](to_4(at_8) + fine[1] + fine_dense[1]))
+
+
+def _within_cells(x: Tensor, layer: nn.Module) -> Tensor:
+    """A 2 x 2 transposed convolution of stride 2 at each position: [..., C] -> [..., 4, C'], its pixels row by row."""
+    weight = rearrange(layer.get_parameter("weight"), "c_in c_out y x -> (y x c_out) c_in")
+    bias = layer.get_parameter("bias").repeat(4)
+    return rearrange(F.linear(x, weight, bias), "... (pixel c) -> ... pixel c", pixel=4)
+
+
+def _rows(maps: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+    """Of targets, unless all share one."""
+    return tuple(m if m.shape[0] == 1 else m[index] for m in maps)

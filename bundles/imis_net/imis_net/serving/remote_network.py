@@ -56,6 +56,7 @@ class RemoteSegmenter(TorchSegmenter):
 
     def __init__(self, manifest: Manifest, version: int, call: Call) -> None:
         self.network = RemoteNetwork(manifest, version, call)  # type: ignore[assignment]
+        self.image_encoder = self.network.encode_image
         self.device = torch.device("cpu")
         self.resize_mode = manifest.resize_mode
         self.rule = answer_rule(manifest.name)

@@ -41,10 +41,11 @@ class TorchParts:
         network: IMISNet = BUILDERS[manifest.name](**manifest.architecture).eval()
         load_weights(network, weights)
         self._network = network.to(self._device)
+        self._image_encoder = self._network.image_encoder.for_inference(network.image_size)
 
     def part(self, name: str) -> Graph:
         """``name``: of the graph that it stands for."""
-        encoder = self._network.image_encoder
+        encoder = self._image_encoder
         if name == TRUNK:
             return TorchPart(self._device, [names.IMAGES], lambda given: encoder.trunk_features(given[names.IMAGES]))
         if name == NECK:
