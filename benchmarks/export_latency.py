@@ -1,4 +1,4 @@
-"""The compact default's encoder and decoder: torch beside its graphs, in one run, on one thread and on all cores.
+"""The compact default's encoder and decoder: torch, which the app runs, beside its graphs, on one thread and all cores.
 
     python benchmarks/export_latency.py
 
@@ -30,9 +30,13 @@ from imis_net.prompts import Prompt
 from imis_net.segmenter import TorchSegmenter, load_segmenter
 
 NUM_CALLS = 15
+REST_S = 0.02
+"""Before each call: the threads of the one before it look for work a while before they sleep."""
 CLICK = Prompt(np.array([[263, 223]]), np.array([1]))
 RUNTIMES = {"ONNX Runtime": Build("onnxruntime"), "OpenVINO": Build("openvino")}
-"""In float32; the first is what the goals are for."""
+"""In float32, the only precision that passes the gate."""
+NUM_CLICKS = 10
+"""Of an annotator on an image, the first mask included."""
 
 
 def main() -> int:
@@ -46,29 +50,43 @@ def _claims(local: TorchSegmenter, folder: Path) -> Iterator[Claim]:
     for threads in sorted({1, os.cpu_count() or 1}):
         torch.set_num_threads(threads)
         graphs = {name: GraphSegmenter(local, folder, build, threads) for name, build in RUNTIMES.items()}
-        yield from _speed(local, graphs, image, f"{threads} thread{'s' * (threads > 1)}")
+        yield from _speed({"torch": local, **graphs}, image, f"{threads} thread{'s' * (threads > 1)}")
+    yield from _whole_image({"torch": local, **graphs}, image)
     for name, segmenter in graphs.items():
         logits = [s.predict(s.encode_image(image), CLICK).low_res_mask for s in (local, segmenter)]
         difference = float(np.abs(logits[0] - logits[1]).max())
         yield Claim(f"largest difference of a mask logit, {name}", difference, 1e-3, at_least=False)
 
 
-def _speed(local: TorchSegmenter, graphs: dict[str, GraphSegmenter], image: np.ndarray, on: str) -> Iterator[Claim]:
-    segmenters = [local, *graphs.values()]
-    encode = interleaved([lambda s=s: s.encode_image(image) for s in segmenters])  # type: ignore[misc]
-    embeddings = [s.encode_image(image) for s in segmenters]
-    click = interleaved([lambda s=s, e=e: s.predict(e, CLICK) for s, e in zip(segmenters, embeddings, strict=True)])  # type: ignore[misc]
-    cost, rate = measure_cost(local, image, CLICK), matrix_gflops()
-    for what, (torch_ms, *graph_ms), gflop in (
-        ("encode", encode, cost.encode_gflop),
-        ("click", click, cost.decode_gflop),
+def _speed(segmenters: dict[str, TorchSegmenter], image: np.ndarray, on: str) -> Iterator[Claim]:
+    """Of each; the goals are for the first, which is the default."""
+    encode = interleaved([lambda s=s: s.encode_image(image) for s in segmenters.values()])  # type: ignore[misc]
+    embeddings = [s.encode_image(image) for s in segmenters.values()]
+    asked = list(zip(segmenters.values(), embeddings, strict=True))
+    click = interleaved([lambda s=s, e=e: s.predict(e, CLICK) for s, e in asked])  # type: ignore[misc]
+    default, *others = segmenters
+    cost, rate = measure_cost(segmenters[default], image, CLICK), matrix_gflops()
+    for what, times_ms, gflop, goal_ms in (
+        ("encode and first mask", np.add(encode, click), cost.encode_gflop + cost.decode_gflop, 150),
+        ("further click", np.array(click), cost.decode_gflop, 20),
     ):
-        for name, ms in zip(graphs, graph_ms, strict=True):
-            floor = f"torch {torch_ms:.1f} ms, graphs {ms:.1f} ms, floor {1e3 * gflop / rate:.1f} ms"
-            yield Claim(f"{what}, torch / {name}, {on}", torch_ms / ms, 1.0, beside=floor)
-    name, encode_ms, click_ms = next(iter(graphs)), encode[1], click[1]
-    yield Claim(f"encode and first mask, {name}, {on}, s", (encode_ms + click_ms) / 1e3, 0.15, at_least=False)
-    yield Claim(f"further click, {name}, {on}, ms", click_ms, 20, at_least=False)
+        rivals = ", ".join(f"{name} {ms:.1f}" for name, ms in zip(others, times_ms[1:], strict=True))
+        beside = f"{rivals}, floor {1e3 * gflop / rate:.1f}"
+        yield Claim(f"{what}, {default}, {on}, ms", float(times_ms[0]), goal_ms, at_least=False, beside=beside)
+
+
+def _whole_image(segmenters: dict[str, TorchSegmenter], image: np.ndarray) -> Iterator[Claim]:
+    """The default should be the fastest, or hardly slower: graphs cost an export before the first start."""
+
+    def annotate(segmenter: TorchSegmenter) -> None:
+        embedding = segmenter.encode_image(image)
+        for _ in range(NUM_CLICKS):
+            segmenter.predict(embedding, CLICK)
+
+    times_ms = interleaved([lambda s=s: annotate(s) for s in segmenters.values()])  # type: ignore[misc]
+    beside = ", ".join(f"{name} {ms:.0f} ms" for name, ms in zip(segmenters, times_ms, strict=True))
+    what = f"an image and {NUM_CLICKS} clicks, the default / the fastest, all cores"
+    yield Claim(what, times_ms[0] / min(times_ms), 1.1, at_least=False, beside=beside)
 
 
 def interleaved(calls: Sequence[Callable[[], object]], num_calls: int = NUM_CALLS) -> list[float]:
@@ -78,6 +96,7 @@ def interleaved(calls: Sequence[Callable[[], object]], num_calls: int = NUM_CALL
     seconds: list[list[float]] = [[] for _ in calls]
     for _ in range(num_calls):
         for call, own in zip(calls, seconds, strict=True):
+            time.sleep(REST_S)
             start = time.perf_counter()
             call()
             own.append(time.perf_counter() - start)

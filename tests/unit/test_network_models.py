@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from imis_net.checkpoint import save_weights
-from imis_net.errors import PromptError, ServingError
+from imis_net.errors import PromptError, ServingError, UnknownHandleError
 from imis_net.networks.build import imis_net_compact
 from imis_net.prompts import Prompt
 from imis_net.segmenter import TorchSegmenter
 from imis_net.serving import repository as repo
+from imis_net.serving import tensors as names
+from imis_net.serving.kept_features import KeptFeatures
 from imis_net.serving.network_models import DecoderModel, EncoderModel, NetworkModel, TextModel
 from imis_net.serving.remote_network import CurrentVersion
 
@@ -62,6 +64,45 @@ def test_the_parts_make_the_whole(segmenter: TorchSegmenter, repository: Path) -
         assert got.iou_prediction == pytest.approx(want.iou_prediction, abs=1e-6)
     with pytest.raises(PromptError, match="zebra"):
         remote.predict(remote.encode_image(image), Prompt(text="zebra"))
+
+
+def test_features_go_to_the_decoder_once(repository: Path) -> None:
+    """Breaks if each click carries an embedding of megabytes from process to process, if a decoder that forgot it or
+    was started anew fails a click, or if a key brings another image's features."""
+    models = {name: kind(repository / name / "1") for name, kind in KINDS.items()}
+    sent = []
+
+    def call(model: str, version: int, inputs: Mapping[str, np.ndarray], outputs: Sequence[str]) -> list[np.ndarray]:
+        sent.append((model, set(inputs)))
+        answer = models[model].run(inputs)
+        return [answer[name] for name in outputs]
+
+    remote = CurrentVersion(repository, call, lambda model, version: True)()
+    random = np.random.default_rng(0)
+    images = [remote.encode_image(random.integers(0, 256, (50, 70, 3)).astype(np.uint8)) for _ in range(2)]
+    click = Prompt(point_coords=[[5, 6]], point_labels=[1])
+    first = [remote.predict(image, click).low_res_mask for image in images]
+    assert all(set(names.FEATURES) <= given for model, given in sent if model == repo.DECODER)
+    sent.clear()
+    again = [remote.predict(image, click).low_res_mask for image in images]
+    assert sent == [(repo.DECODER, {names.FEATURES_KEY, names.POINT_COORDS, names.POINT_LABELS})] * 2
+    models[repo.DECODER] = DecoderModel(repository / repo.DECODER / "1")
+    anew = [remote.predict(image, click).low_res_mask for image in images]
+    np.testing.assert_array_equal([again, anew], [first, first])
+    assert np.abs(first[0] - first[1]).max() > 1e-3
+
+
+def test_kept_features_are_bounded_and_the_oldest_go() -> None:
+    """Breaks if a decoder's memory grows with every image, or one that is in use goes before one that is not."""
+    kept = KeptFeatures(max_bytes=3 * 80)
+    keys = [np.array([n, 0]) for n in range(4)]
+    for key in keys[:3]:
+        kept.keep(key, {"embedding": np.full(10, key[0], np.float64)})
+    assert kept.features(keys[0])["embedding"][0] == 0
+    kept.keep(keys[3], {"embedding": np.full(10, 3.0)})
+    with pytest.raises(UnknownHandleError):
+        kept.features(keys[1])
+    assert [kept.features(keys[n])["embedding"][0] for n in (0, 2, 3)] == [0, 2, 3]
 
 
 def test_weights_that_give_no_numbers_are_not_served(

@@ -64,7 +64,8 @@ def call(model, version, inputs, outputs):
     )
     response = request.exec()
     if response.has_error():
-        raise ServingError(f"{model}: {response.error().message()}")
+        kind = UnknownHandleError if response.error().code() == pb.TritonError.NOT_FOUND else ServingError
+        raise kind(f"{model}: {response.error().message()}")
     return [pb.get_output_tensor_by_name(response, name).as_numpy().copy() for name in outputs]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,8 +12,9 @@ from imis_net.networks.mask_decoder import MaskPrediction
 from imis_net.networks.prompt_encoder import labelled_points
 from imis_net.serving.tensors import FEATURES, LOW_RES_MASKS, POINT_COORDS, POINT_LABELS, TEXT
 
-Decode = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
-"""A decoder's inputs by name, as many as the prompts have -> its outputs, in the order of ``tensors.PREDICTIONS``."""
+Decode = Callable[[Sequence[Tensor], dict[str, np.ndarray]], Sequence[np.ndarray]]
+"""An image's features, and as many inputs by name as the prompts have -> the decoder's outputs, in the order of
+``tensors.PREDICTIONS``."""
 
 
 class ArrayDecoder:
@@ -31,11 +32,15 @@ class ArrayDecoder:
     ) -> MaskPrediction:
         """As ``IMISNet.predict_masks``, without its tokens; a part that the prompts lack is left out of the call."""
         coords, labels = labelled_points(point_coords, point_labels, boxes, text, low_res_masks)
-        inputs = {**dict(zip(FEATURES, features, strict=False)), POINT_COORDS: coords, POINT_LABELS: labels}
-        inputs |= {name: t for name, t in ((TEXT, text), (LOW_RES_MASKS, low_res_masks)) if t is not None}
-        answers = self._decode({name: as_array(value) for name, value in inputs.items()})
+        prompts = {POINT_COORDS: coords, POINT_LABELS: labels, TEXT: text, LOW_RES_MASKS: low_res_masks}
+        given = {name: as_array(value) for name, value in prompts.items() if value is not None}
+        answers = self._decode(features, given)
         masks, ious, semantic = map(torch.from_numpy, answers)
         return MaskPrediction(masks, ious, semantic, tokens=masks[:0], src=masks[:0])
+
+
+def by_name(features: Sequence[Tensor]) -> dict[str, np.ndarray]:
+    return {name: as_array(value) for name, value in zip(FEATURES, features, strict=False)}
 
 
 def as_array(value: Tensor | np.ndarray) -> np.ndarray:

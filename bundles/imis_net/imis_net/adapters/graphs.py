@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from imis_net import export
-from imis_net.adapters.array_decoder import ArrayDecoder, as_array
+from imis_net.adapters.array_decoder import ArrayDecoder, as_array, by_name
 from imis_net.adapters.graph_runtimes import Build, decoder_name, decoder_names, open_graph
 from imis_net.networks.imis_net import IMISNet
 from imis_net.segmenter import TorchSegmenter
@@ -34,7 +34,11 @@ class GraphDecoder(ArrayDecoder):
 
     def __init__(self, folder: Path, build: Build, has_text: bool, threads: int = 0) -> None:
         decoders = {name: open_graph(folder, name, build, threads) for name in decoder_names(has_text)}
-        super().__init__(lambda inputs: decoders[decoder_name(TEXT in inputs, LOW_RES_MASKS in inputs)].run(inputs))
+        super().__init__(
+            lambda features, prompts: decoders[decoder_name(TEXT in prompts, LOW_RES_MASKS in prompts)].run(
+                by_name(features) | prompts
+            )
+        )
 
 
 class GraphNetwork:

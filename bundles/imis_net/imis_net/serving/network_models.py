@@ -22,8 +22,11 @@ from imis_net.adapters.graph_runtimes import (
 )
 from imis_net.errors import ServingError
 from imis_net.serving import tensors as names
+from imis_net.serving.kept_features import KeptFeatures
 from imis_net.serving.manifest import GRAPHS, TORCH, WEIGHTS, Manifest
 
+KEPT_FEATURES_BYTES = 256 << 20
+"""Of a decoder's process: 20 images of ViT-B at 1024 px, 80 of the compact default."""
 Arrays = Mapping[str, np.ndarray]
 Open = Callable[[str], Graph]
 """A part of the network by its graph's name."""
@@ -98,7 +101,10 @@ class TextModel(NetworkModel):
 
 
 class DecoderModel(NetworkModel):
+    """Keeps the features that come with a key; with that key alone they need not come again."""
+
     def open(self, part: Open) -> None:
+        self._kept = KeptFeatures(KEPT_FEATURES_BYTES)
         self._decoders = {name: part(name) for name in decoder_names(self.manifest.known_texts != ())}
 
     def example(self) -> dict[str, np.ndarray]:
@@ -109,8 +115,25 @@ class DecoderModel(NetworkModel):
         }
 
     def run(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """
+        Raises:
+            UnknownHandleError: a key without features that are not kept; they have to be sent.
+        """
         decoder = self._decoders[decoder_name(names.TEXT in inputs, names.LOW_RES_MASKS in inputs)]
-        return _named(names.PREDICTIONS, decoder.run(inputs))
+        prompts = {name: array for name, array in inputs.items() if name not in (*names.FEATURES, names.FEATURES_KEY)}
+        return _named(names.PREDICTIONS, decoder.run(self._features(inputs) | prompts))
+
+    def _features(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        features, key = (
+            {name: inputs[name] for name in names.FEATURES if name in inputs},
+            inputs.get(names.FEATURES_KEY),
+        )
+        if key is None:
+            return features
+        if not features:
+            return self._kept.features(key)
+        self._kept.keep(key, features)
+        return features
 
 
 def _opener(folder: Path, manifest: Manifest) -> Open:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
+from imis_net.errors import UnknownHandleError
 from imis_net.serving.giving_way import at_most_until_done
 from imis_net.serving.network_models import NetworkModel
 
@@ -36,5 +37,6 @@ class OneByOne:
         try:
             outputs = self._model.run({name: tensor.as_numpy() for name, tensor in given if tensor is not None})
         except Exception as error:  # whatever it is, it ends this request and no other
-            return pb.InferenceResponse(error=pb.TritonError(str(error)))
+            code = pb.TritonError.NOT_FOUND if isinstance(error, UnknownHandleError) else pb.TritonError.INTERNAL
+            return pb.InferenceResponse(error=pb.TritonError(str(error), code))
         return pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(array)) for n, array in outputs.items()])

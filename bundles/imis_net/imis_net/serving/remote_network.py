@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from imis_net.adapters.array_decoder import ArrayDecoder
-from imis_net.errors import PromptError
+from imis_net.adapters.array_decoder import ArrayDecoder, by_name
+from imis_net.errors import PromptError, UnknownHandleError
 from imis_net.networks.imis_net import PIXEL_MEAN, PIXEL_STD
 from imis_net.networks.text_encoder import tokenizer
 from imis_net.segmenter import TorchSegmenter, answer_rule
@@ -29,6 +32,7 @@ class RemoteNetwork:
         self.manifest = manifest
         self.version = version
         self._call = call
+        self._sent: MutableMapping[Tensor, np.ndarray] = WeakTensorKeyDictionary()
         self.predict_masks = ArrayDecoder(self._decode).predict_masks
         self.image_size = manifest.image_size
         self.known_texts = manifest.known_texts
@@ -47,8 +51,17 @@ class RemoteNetwork:
         (embedded,) = self._call(repo.TEXT, self.version, {names.TOKENS: tokens.numpy()}, [names.TEXT])
         return torch.from_numpy(embedded)
 
-    def _decode(self, inputs: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        return self._call(repo.DECODER, self.version, inputs, names.PREDICTIONS)
+    def _decode(self, features: Sequence[Tensor], prompts: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        """Features go to the decoder once, under a key of their own, and again where it no longer keeps them."""
+        key = self._sent.get(features[0])
+        if key is not None:
+            with suppress(UnknownHandleError):
+                return self._call(repo.DECODER, self.version, {names.FEATURES_KEY: key, **prompts}, names.PREDICTIONS)
+        key = np.frombuffer(uuid.uuid4().bytes, np.int64)
+        inputs = {names.FEATURES_KEY: key, **by_name(features), **prompts}
+        answers = self._call(repo.DECODER, self.version, inputs, names.PREDICTIONS)
+        self._sent[features[0]] = key
+        return answers
 
 
 class RemoteSegmenter(TorchSegmenter):

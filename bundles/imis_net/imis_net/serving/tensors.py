@@ -4,6 +4,7 @@ from __future__ import annotations
 
 IMAGES = "images"  # FP32 [B, 3, S, S], normalised
 FEATURES = ("embedding", "fine_8", "fine_4")  # FP32 [B, C, S/16, S/16], then finer maps of encoders that have them
+FEATURES_KEY = "features_key"  # INT64 [2], by which a decoder keeps an image's features; with it alone it knows them
 TRUNK = ("trunk_0", "trunk_1", "trunk_2", "trunk_3")  # FP32 [B, C, H, W], as many as the encoder's trunk gives
 TRUNK_DIGEST = "trunk_digest"  # BYTES [B, 1], whose maps these are
 TOKENS = "tokens"  # INT64 [B, 77], or [B] rows of a table of names; [B, 1] of those on the way between models
