@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> None:
             args.min_pixels,
             args.human_clicks,
             watch=worst.watch,
+            keep_clicks=not args.forget_clicks,
         )
     )
     if not scores:
@@ -104,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--rounds", type=int, default=0, help="corrective clicks after it (default: %(default)s)")
     add("--seed", type=int, default=0)
     add("--previous-mask", action="store_true", help="feed the last low-res mask back in each round")
+    add("--forget-clicks", action="store_true", help="a correction is its click alone, as the paper trains")
     add("--human-clicks", action="store_true", help="first clicks on people's scribbles; only records that have some")
     add("--min-pixels", type=int, default=1, help="leave out smaller targets (default: %(default)s)")
     add("--out", type=Path, required=True, metavar="DIR2")

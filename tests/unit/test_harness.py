@@ -77,6 +77,14 @@ def test_rounds_add_clicks_where_the_mask_is_wrong():
     assert scores[3].dice > scores[0].dice
 
 
+def test_a_correction_may_be_its_click_and_the_last_mask_alone():
+    """Breaks if networks that learnt so are scored by prompts they never saw."""
+    painter = Painter()
+    list(evaluate(painter, [disk_record()], "click", num_rounds=2, use_previous_mask=True, keep_clicks=False))
+    assert [p.num_clicks for p in painter.prompts] == [1, 1, 1]
+    assert [p.low_res_mask is None for p in painter.prompts] == [True, False, False]
+
+
 def test_targets_without_a_known_name_are_left_out_of_text():
     """Breaks if a segmenter is marked down for words it never claimed to know."""
     assert list(evaluate(Painter(), [disk_record()], "text")) == []

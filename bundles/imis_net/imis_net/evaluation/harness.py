@@ -57,6 +57,7 @@ def evaluate(
     max_offset_px: int = 5,
     watch: Watch | None = None,
     with_surface: bool = True,
+    keep_clicks: bool = True,
 ) -> Iterator[Score]:
     """Score every target of at least ``min_pixels`` of every record after each of ``1 + num_rounds`` rounds.
 
@@ -65,7 +66,8 @@ def evaluate(
     click falls on a person's scribble, and records without scribbles are left out: simulated clicks flatter.
     ``watch`` sees each score with its image, truth, mask and prompt. ``closest_fraction`` and ``max_offset_px`` are
     the first click's and the box's, as ``simulation`` has them. ``with_surface=False`` leaves ``nsd`` NaN: it takes
-    as long as the decoder.
+    as long as the decoder. Without ``keep_clicks`` a correction is its click alone, beside the previous mask where that
+    is used, as the paper trains and IMIS-Bench tests.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
@@ -103,7 +105,8 @@ def evaluate(
                 yield score
                 click = correction_click(prediction.mask, truth, rng)
                 if click is not None and round_index < num_rounds:
-                    prompt = with_click(prompt, *click, prediction.low_res_mask if use_previous_mask else None)
+                    before = prompt if keep_clicks else None
+                    prompt = with_click(before, *click, prediction.low_res_mask if use_previous_mask else None)
 
 
 def first_prompt(
@@ -140,9 +143,11 @@ def record_dices(segmenter: Segmenter, records: Iterable[Record]) -> np.ndarray:
     return np.array([mean(record) for record in records])
 
 
-def with_click(prompt: Prompt, xy: np.ndarray, label: int, low_res_mask: np.ndarray | None) -> Prompt:
-    """The prompt with one more click, and the mask so far where it is given."""
+def with_click(prompt: Prompt | None, xy: np.ndarray, label: int, low_res_mask: np.ndarray | None) -> Prompt:
+    """The prompt with one more click, and the mask so far where it is given; the click alone without a prompt."""
     coords, labels = xy[None], np.array([label])
+    if prompt is None:
+        return Prompt(coords, labels, low_res_mask=low_res_mask)
     if prompt.point_coords is not None and prompt.point_labels is not None:
         coords, labels = np.concatenate([prompt.point_coords, coords]), np.concatenate([prompt.point_labels, labels])
     return Prompt(coords, labels, prompt.box, prompt.text, low_res_mask)
