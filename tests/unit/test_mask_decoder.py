@@ -63,6 +63,19 @@ def test_another_than_the_first_must_be_rated_clearly_higher():
     assert answer.best()[2].tolist() == [2, 2, 2]
 
 
+def test_a_mask_with_an_edge_is_preferred_to_one_without():
+    """Breaks if stability is taken of another candidate, around another threshold, or outweighs what it is to weigh."""
+    sure, vague = torch.full((4, 4), -5.0), torch.full((4, 4), -1.2)
+    sure[:2], vague[:2] = 5.0, 0.2
+    masks = torch.stack([vague, vague, sure, vague])[None].expand(2, 4, 4, 4)
+    rated = torch.tensor([[0.9, 0.62, 0.50, 0.1], [0.9, 0.80, 0.50, 0.1]])
+    answer = MaskPrediction(masks, rated, rated, rated, rated)
+    assert answer.stability(0.0).tolist() == [[0, 0, 1, 0]] * 2
+    assert answer.stability(-1.4).tolist() == [[0.5, 0.5, 1, 0.5]] * 2
+    assert answer.best(stability_weight=0.2)[2].tolist() == [2, 1]
+    assert answer.best(stability_weight=0.2, threshold=-1.4)[2].tolist() == [1, 1]
+
+
 @torch.no_grad()
 def test_text_adds_one_map_to_all_four_masks(decoder):
     """Breaks if the text term reaches one mask only, another prompt's mask, or scales the others."""

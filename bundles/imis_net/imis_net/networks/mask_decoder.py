@@ -23,6 +23,9 @@ NUM_MASK_TOKENS = 4
 DRAWN_AT_ONCE = 2
 """Targets whose features are upscaled in one go; more of them are memory that a processor fetches anew."""
 
+STABILITY_OFFSET = 1.5
+"""In logits."""
+
 _LESS = 10.0
 """More than predicted IoUs differ by."""
 
@@ -45,11 +48,18 @@ class MaskPrediction:
     tokens: Tensor
     src: Tensor
 
-    def best(self, min_area: Tensor | None = None, lead: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
+    def best(
+        self,
+        min_area: Tensor | None = None,
+        lead: float = 0.0,
+        stability_weight: float = 0.0,
+        threshold: float = 0.0,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Of the three ambiguity-aware masks the one with the highest predicted IoU.
 
         Args:
             lead: what another than the first of them must be rated higher by.
+            stability_weight: what a mask gains by its ``stability`` around ``threshold``.
             min_area: [B] low-resolution pixels below which a mask is no answer while another one is, the single mask
                 of token 0 as the last resort; None is the published rule, which may answer with nothing.
 
@@ -59,12 +69,25 @@ class MaskPrediction:
         preference = self.iou_predictions.clone()
         preference[:, 0] -= _LESS
         preference[:, 1] += lead
+        if stability_weight:
+            preference += stability_weight * self.stability(threshold)
         if min_area is not None:
             area = (self.low_res_masks > 0).flatten(2).sum(2)
             preference -= 2 * _LESS * (area < min_area.to(area.device)[:, None])
         index = preference.argmax(dim=1)
         rows = torch.arange(index.shape[0], device=index.device)
         return self.low_res_masks[rows, index][:, None], self.iou_predictions[rows, index], index
+
+    def stability(self, threshold: float) -> Tensor:
+        """[B, 4] in [0, 1]: the share of a mask of a lower threshold that a higher one leaves. A mask that depends on
+        where its threshold lies has no edge there.
+
+        Source: Segment Anything, section 5 "Mask quality" of its data engine.
+        """
+        larger, smaller = (
+            (self.low_res_masks > threshold + sign * STABILITY_OFFSET).flatten(2).sum(2) for sign in (-1, 1)
+        )
+        return smaller / larger.clamp_min(1)
 
 
 @dataclass(frozen=True)
