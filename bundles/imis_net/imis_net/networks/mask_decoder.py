@@ -21,7 +21,7 @@ NUM_MASK_TOKENS = 4
 """One for unambiguous prompts and three for ambiguous ones; callers take the best of the three."""
 
 DRAWN_AT_ONCE = 2
-"""Targets whose features are upscaled in one go; more of them are memory that a processor fetches anew."""
+"""Targets whose features a processor upscales in one go; for more it fetches its memory anew each time."""
 
 STABILITY_OFFSET = 1.5
 """In logits."""
@@ -219,7 +219,7 @@ class MaskDecoder(nn.Module):
         if torch.compiler.is_exporting():
             if self.refine is None:
                 return self._masks_within_cells(weights, src, side)
-        elif src.shape[0] > DRAWN_AT_ONCE:
+        elif src.is_cpu and src.shape[0] > DRAWN_AT_ONCE:
             parts = torch.arange(src.shape[0], device=src.device).split(DRAWN_AT_ONCE)
             return torch.cat([self._masks(weights[i], src[i], _rows(features, i), _rows(dense, i)) for i in parts])
         upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
