@@ -90,10 +90,11 @@ def encoder(network: IMISNet, graphs: dict[str, export.Graph], folder: Path) -> 
     stock_ms, eager_ms, *times_ms = interleaved(calls, NUM_ENCODED)
     for (name, encode), time_ms in zip(ways.items(), times_ms, strict=True):
         error = export.relative_error(encode(), expected)
-        beside = f"torch {eager_ms / 1e3:.2f} s (segment-anything's own {stock_ms / 1e3:.2f} s), graphs "
-        beside += f"{time_ms / 1e3:.2f} s, {gflop:.0f} GFLOP, error {error:.1e}"
+        beside = f"graphs {time_ms / 1e3:.2f} s, {gflop:.0f} GFLOP, error {error:.1e}"
         goal = 6.5 if name == str(FASTEST) else 1.0
-        yield Claim(f"ViT-B encoder at {side} px, torch / {name}", eager_ms / time_ms, goal, beside=beside)
+        for whose, torch_ms in (("segment-anything's torch", stock_ms), ("torch", eager_ms)):
+            what, own = f"ViT-B encoder at {side} px, {whose} / {name}", f"torch {torch_ms / 1e3:.2f} s, {beside}"
+            yield Claim(what, torch_ms / time_ms, goal, beside=own)
     share = gflop / times_ms[-1] * 1e3 / rate
     beside = f"{rate:.0f} GFLOP/s measured, floor {gflop / rate:.2f} s"
     yield Claim(f"ViT-B encoder at {side} px, {FASTEST}, share of the bf16 matrix rate", share, 0.7, beside=beside)
