@@ -124,10 +124,8 @@ class DecoderModel(NetworkModel):
         return _named(names.PREDICTIONS, decoder.run(self._features(inputs) | prompts))
 
     def _features(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        features, key = (
-            {name: inputs[name] for name in names.FEATURES if name in inputs},
-            inputs.get(names.FEATURES_KEY),
-        )
+        features = {name: inputs[name] for name in names.FEATURES if name in inputs}
+        key = inputs.get(names.FEATURES_KEY)
         if key is None:
             return features
         if not features:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from imis_net.adapters.graph_runtimes import NECK, TEXT_ENCODER, TRUNK, Graph
 from imis_net.checkpoint import load_weights
 from imis_net.networks.build import BUILDERS
+from imis_net.networks.encoder import ImageEncoder
 from imis_net.networks.imis_net import IMISNet
 from imis_net.serving import tensors as names
 from imis_net.serving.manifest import Manifest
@@ -41,16 +43,20 @@ class TorchParts:
         network: IMISNet = BUILDERS[manifest.name](**manifest.architecture).eval()
         load_weights(network, weights)
         self._network = network.to(self._device)
-        self._image_encoder = self._network.image_encoder.for_inference(network.image_size)
+
+    @cached_property
+    def _image_encoder(self) -> ImageEncoder:
+        return self._network.image_encoder.for_inference(self._network.image_size)
 
     def part(self, name: str) -> Graph:
         """``name``: of the graph that it stands for."""
-        encoder = self._image_encoder
         if name == TRUNK:
-            return TorchPart(self._device, [names.IMAGES], lambda given: encoder.trunk_features(given[names.IMAGES]))
+            return TorchPart(
+                self._device, [names.IMAGES], lambda given: self._image_encoder.trunk_features(given[names.IMAGES])
+            )
         if name == NECK:
-            maps = names.TRUNK[: encoder.num_trunk_maps]
-            return TorchPart(self._device, maps, lambda given: encoder.from_trunk([given[m] for m in maps]))
+            maps = names.TRUNK[: self._image_encoder.num_trunk_maps]
+            return TorchPart(self._device, maps, lambda given: self._image_encoder.from_trunk([given[m] for m in maps]))
         if name == TEXT_ENCODER:
             return TorchPart(
                 self._device, [names.TOKENS], lambda given: [self._network.embed_text(given[names.TOKENS])]
