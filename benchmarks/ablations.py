@@ -25,10 +25,9 @@ from accuracy import UNSEEN, mean_by_round, records_of
 from study import Row, write
 
 from imis_net.evaluation.floors import EllipseFloor
-from imis_net.evaluation.registry import make_segmenter
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.build import COMPACT_CATEGORIES, imis_net_compact
-from imis_net.segmenter import Segmenter
+from imis_net.segmenter import DEFAULT_MODEL, PUBLISHED_RULE, Segmenter, load_segmenter
 from imis_net.training.dataset import Record, read_index
 from imis_net.training.epoch_sampler import EpochSampler
 from imis_net.training.imagenet_start import start_from_imagenet
@@ -85,7 +84,8 @@ def main() -> None:
         for name in args.only:
             recipe = RECIPES[name]
             trainer = make_trainer(recipe, records, validation, out / _slug(name), args.steps, args.images, args.side)
-            segmenter = make_segmenter("compact", trained(trainer), args.side)
+            segmenter = load_segmenter(DEFAULT_MODEL, trained(trainer), image_size=args.side)
+            segmenter.rule = PUBLISHED_RULE  # the compact model's own was chosen for other weights
             steps = args.steps * recipe.steps_factor
             beside = f"{steps} steps of {args.images} image{'s' * (args.images > 1)} at {args.side} px"
             rows += [Row(f"{name}: {what}", dice, beside=beside) for what, dice in _scores(segmenter, args.data)]
