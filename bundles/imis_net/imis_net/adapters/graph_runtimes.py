@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -122,8 +123,15 @@ class OpenVinoGraph:
             options["INFERENCE_NUM_THREADS"] = threads
         self._model = openvino.compile_model(path, "CPU", options)
         self.input_names = [i.get_any_name() for i in self._model.inputs]
+        self._idle: deque[Any] = deque()
 
     def run(self, inputs: Arrays) -> list[np.ndarray]:
-        request = self._model.create_infer_request()  # a request is one thread's; they share the compiled model
-        answers = request.infer(dict(inputs))
-        return [np.array(answers[output]) for output in self._model.outputs]
+        # A request is one thread's; it owns the memory of all layers, which would be fetched anew with each new one.
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._model.create_infer_request()
+        answers = request.infer(dict(inputs), share_inputs=True)
+        outputs = [np.array(answers[output]) for output in self._model.outputs]
+        self._idle.append(request)
+        return outputs
