@@ -88,8 +88,9 @@ def main() -> None:
             segmenter.rule = PUBLISHED_RULE  # the compact model's own was chosen for other weights
             steps = args.steps * recipe.steps_factor
             beside = f"{steps} steps of {args.images} image{'s' * (args.images > 1)} at {args.side} px"
-            rows += [Row(f"{name}: {what}", dice, beside=beside) for what, dice in _scores(segmenter, args.data)]
-            print("\n".join(map(str, rows[-5:])), flush=True)
+            for what, dice in _scores(segmenter, args.data):
+                rows.append(Row(f"{name}: {what}", dice, beside=beside))
+                print(rows[-1], flush=True)
         write("ablations", rows)
 
 

@@ -101,8 +101,6 @@ def mean_by_round(
     num_rounds: int,
     seeds: range,
     human_clicks: bool = False,
-    use_previous_mask: bool = False,
-    keep_clicks: bool = True,
     **annotator: float,
 ) -> list[float]:
     """Mean Dice over masks and seeds after each round; NaN where there is nothing to score."""
@@ -117,8 +115,6 @@ def mean_by_round(
             seed,
             min_pixels=MIN_PIXELS,
             human_clicks=human_clicks,
-            use_previous_mask=use_previous_mask,
-            keep_clicks=keep_clicks,
             **annotator,
         )
     ]

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from imis_net import export
 from imis_net.adapters.graph_runtimes import DECODER, Build, open_graph
+from imis_net.adapters.graphs import GraphEncoder
 from imis_net.networks.build import VIT_B, imis_net_vit_b
 from imis_net.networks.imis_net import IMISNet
 from imis_net.serving.tensors import POINT_COORDS, POINT_LABELS
@@ -75,21 +76,13 @@ def encoder(network: IMISNet, graphs: dict[str, export.Graph], folder: Path) -> 
     gflop = _gflop(lambda: network.encode_image(images))
     expected = network.encode_image(images)[0].numpy()
     rate = matrix_gflops(torch.bfloat16)
-    ways = {}
-    for build in ENCODER_BUILDS:
-        trunk, neck = (open_graph(folder, name, build) for name in (export.TRUNK, export.NECK))
-
-        def encode(trunk=trunk, neck=neck) -> np.ndarray:  # type: ignore[no-untyped-def]
-            maps = trunk.run({export.IMAGES: images.numpy()})
-            return neck.run(dict(zip(neck.input_names, maps, strict=True)))[0]
-
-        ways[str(build)] = encode
+    ways = {str(build): GraphEncoder(folder, build) for build in ENCODER_BUILDS}
     side = network.image_size
     stock = StockEncoder(side, use_rel_pos=True, window_size=14, global_attn_indexes=VIT_B.global_attn_indexes).eval()
-    calls = [lambda: stock(images), lambda: network.encode_image(images), *ways.values()]
-    stock_ms, eager_ms, *times_ms = interleaved(calls, NUM_ENCODED)
+    encoders = [stock, network.encode_image, *ways.values()]
+    stock_ms, eager_ms, *times_ms = interleaved([lambda e=e: e(images) for e in encoders], NUM_ENCODED)  # type: ignore[misc]
     for (name, encode), time_ms in zip(ways.items(), times_ms, strict=True):
-        error = export.relative_error(encode(), expected)
+        error = export.relative_error(encode(images)[0].numpy(), expected)
         beside = f"graphs {time_ms / 1e3:.2f} s, {gflop:.0f} GFLOP, error {error:.1e}"
         goal = 6.5 if name == str(FASTEST) else 1.0
         for whose, torch_ms in (("segment-anything's torch", stock_ms), ("torch", eager_ms)):

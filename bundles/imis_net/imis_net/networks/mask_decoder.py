@@ -220,7 +220,7 @@ class MaskDecoder(nn.Module):
             if self.refine is None:
                 return self._masks_within_cells(weights, src, side)
         elif src.is_cpu and src.shape[0] > DRAWN_AT_ONCE:
-            parts = torch.arange(src.shape[0], device=src.device).split(DRAWN_AT_ONCE)
+            parts = [slice(i, i + DRAWN_AT_ONCE) for i in range(0, src.shape[0], DRAWN_AT_ONCE)]
             return torch.cat([self._masks(weights[i], src[i], _rows(features, i), _rows(dense, i)) for i in parts])
         upscaled = self._upscale(rearrange(src, "b (h w) c -> b c h w", h=side), features[1:], dense[1:])
         masks = weights @ rearrange(upscaled, "b c h w -> b c (h w)")
@@ -257,6 +257,6 @@ def _within_cells(x: Tensor, layer: nn.Module) -> Tensor:
     return rearrange(F.linear(x, weight, bias), "... (pixel c) -> ... pixel c", pixel=4)
 
 
-def _rows(maps: tuple[Tensor, ...], index: Tensor) -> tuple[Tensor, ...]:
+def _rows(maps: tuple[Tensor, ...], rows: slice) -> tuple[Tensor, ...]:
     """Of targets, unless all share one."""
-    return tuple(m if m.shape[0] == 1 else m[index] for m in maps)
+    return tuple(m if m.shape[0] == 1 else m[rows] for m in maps)

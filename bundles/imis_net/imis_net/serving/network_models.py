@@ -119,19 +119,16 @@ class DecoderModel(NetworkModel):
         Raises:
             UnknownHandleError: a key without features that are not kept; they have to be sent.
         """
-        decoder = self._decoders[decoder_name(names.TEXT in inputs, names.LOW_RES_MASKS in inputs)]
-        prompts = {name: array for name, array in inputs.items() if name not in (*names.FEATURES, names.FEATURES_KEY)}
-        return _named(names.PREDICTIONS, decoder.run(self._features(inputs) | prompts))
-
-    def _features(self, inputs: Arrays) -> dict[str, np.ndarray]:
-        features = {name: inputs[name] for name in names.FEATURES if name in inputs}
-        key = inputs.get(names.FEATURES_KEY)
-        if key is None:
-            return features
-        if not features:
-            return self._kept.features(key)
-        self._kept.keep(key, features)
-        return features
+        given = dict(inputs)
+        key = given.pop(names.FEATURES_KEY, None)
+        if key is not None:
+            features = {name: given[name] for name in names.FEATURES if name in given}
+            if features:
+                self._kept.keep(key, features)
+            else:
+                given |= self._kept.features(key)
+        decoder = self._decoders[decoder_name(names.TEXT in given, names.LOW_RES_MASKS in given)]
+        return _named(names.PREDICTIONS, decoder.run(given))
 
 
 def _opener(folder: Path, manifest: Manifest) -> Open:
