@@ -27,7 +27,7 @@ from study import Row, write
 from imis_net.evaluation.floors import EllipseFloor
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.build import COMPACT_CATEGORIES, imis_net_compact
-from imis_net.segmenter import DEFAULT_MODEL, PUBLISHED_RULE, Segmenter, load_segmenter
+from imis_net.segmenter import DEFAULT_MODEL, PUBLISHED_RULE, Segmenter, load_segmenter, model_frame
 from imis_net.training.dataset import Record, read_index
 from imis_net.training.epoch_sampler import EpochSampler
 from imis_net.training.imagenet_start import start_from_imagenet
@@ -120,7 +120,12 @@ def make_trainer(
         images_per_call=num_images,
         learning_rate=LEARNING_RATE,
         sampler=EpochSampler(
-            records, side, recipe.num_targets, recipe.num_interactive, COMPACT_CATEGORIES, "bilinear", seed=SEED
+            records,
+            model_frame(DEFAULT_MODEL, side),
+            recipe.num_targets,
+            recipe.num_interactive,
+            COMPACT_CATEGORIES,
+            seed=SEED,
         ),
         policy=InteractionPolicy({"click": 1.0, "box": 1.0, "text": 1.0}, recipe.num_rounds),
         loss=InteractiveLoss(),

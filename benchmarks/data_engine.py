@@ -51,6 +51,7 @@ from imis_net.data_engine.sources import find_sources
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import DEFAULT_MODEL, Segmenter, load_segmenter
 from imis_net.training.dataset import Record, read_imed361m
+from imis_net.transforms import Frame
 
 SETTINGS = load_settings()
 FAST = replace(SETTINGS, candidates=replace(SETTINGS.candidates, grid_side=8))
@@ -61,7 +62,7 @@ BYTES_PER_TB = 1e12
 class GreyLevels:
     """A segmenter for timing: the connected region of like grey under a click. Knows nothing, costs a millisecond."""
 
-    image_size = 64
+    frame = Frame(64)
     encoder_digest = "grey levels"
     known_texts: tuple[str, ...] = ()
 

@@ -26,7 +26,6 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "bundles" / "imis_net"))
 
-from imis_net import transforms
 from imis_net.checkpoint import LAYOUTS, convert, fill
 from imis_net.metrics import dice, iou
 from imis_net.networks.build import imis_net_vit_b
@@ -114,7 +113,7 @@ class SceneChecker:
         arrays = dict(self.stages)
         arrays["dense_pe"] = self.network.prompt_encoder.dense_pe().numpy()
         if "image" in self.scene:
-            pixels = transforms.to_model_frame(self.image, self.scene["size"], self.segmenter.resize_mode)
+            pixels = self.segmenter.frame.image(self.image)
             arrays["preprocessed"] = ((pixels - self.network.pixel_mean) / self.network.pixel_std).numpy()
             embedding = self.features[0].numpy()
             arrays["image_embedding"] = embedding
@@ -180,7 +179,7 @@ class SceneChecker:
     def _predictor(self) -> Arrays:
         """End to end in original pixels, through the segmenter."""
         arrays: Arrays = {}
-        size, side = self.embedding.original_size, self.segmenter.image_size
+        size = self.embedding.original_size
         for name, call in self.scene["predictor"]["calls"].items():
             given = call["inputs"]
             texts = given.get("text", [None])
@@ -191,7 +190,7 @@ class SceneChecker:
             ]
             predictions = self.segmenter.predict_batch(self.embedding, prompts)
             low_res = torch.from_numpy(np.stack([p.low_res_mask for p in predictions])[:, None])
-            logits = transforms.logits_to_original(low_res, size, side).numpy()
+            logits = self.segmenter.frame.to_original(low_res, size).numpy()
             arrays[f"{name}.logits.strided4"] = logits[..., ::4, ::4]
             arrays[f"{name}.mask_bits"] = np.packbits(np.stack([p.mask for p in predictions]).ravel())
             arrays[f"{name}.low_res_last"] = low_res[-1].numpy()

@@ -24,6 +24,7 @@ from imis_net.prompts import Prediction, Prompt
 from imis_net.segmenter import BUNDLE_DIR, TorchSegmenter, load_segmenter
 from imis_net.serving import repository as repo
 from imis_net.serving import wire
+from imis_net.serving.interactive import describe
 from imis_net.serving.reload import exchange
 from imis_net.serving.tritonserver import TritonServer, is_installed
 
@@ -108,7 +109,7 @@ def test_the_same_masks_as_torch(server: TritonServer, local: TorchSegmenter, sh
         assert_same(got, want)
     assert_same(remote.predict(embedding, continued), local.predict(local.encode_image(image), continued))
     assert remote.status()["in_use"] == "triton"
-    facts = ("image_size", "encoder_digest", "weights_digest", "known_texts")
+    facts = ("frame", "encoder_digest", "weights_digest", "known_texts")
     assert [getattr(remote, f) for f in facts] == [getattr(local, f) for f in facts]
 
 
@@ -317,8 +318,7 @@ def test_a_server_that_answers_wrongly_is_never_believed(
     image = ct(4)
     want = local.predict(local.encode_image(image), PROMPTS[0])
     header = f"import sys\nsys.path.insert(0, {str(BUNDLE_DIR)!r})\n"
-    info = repo.describe(local, {})
-    facts = {key: getattr(info, key) for key in ("image_size", "encoder_digest", "weights_digest", "known_texts")}
+    facts = describe(local)
     with InferenceServerClient(server.grpc_url) as client:
         config = json.dumps(client.get_model_config(wire.MODEL, as_json=True)["config"])
         files = {"file:2/model.py": (header + FAULTY_MODEL % facts).encode()}

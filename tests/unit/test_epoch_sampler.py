@@ -8,6 +8,7 @@ import pytest
 from imis_net.errors import DatasetError
 from imis_net.training.dataset import Record
 from imis_net.training.epoch_sampler import EpochSampler
+from imis_net.transforms import Frame
 
 
 def record(case: str, with_regions: bool = True) -> Record:
@@ -40,7 +41,7 @@ class Breaking(list):
 
 
 def sampler(records=None, **changes) -> EpochSampler:
-    return EpochSampler(records or [record(c) for c in "abcde"], **{"image_size": 64, **changes})
+    return EpochSampler(records or [record(c) for c in "abcde"], **{"frame": Frame(64), **changes})
 
 
 def rng() -> np.random.Generator:
@@ -102,6 +103,6 @@ def test_unknown_names_give_no_text():
 def test_nothing_to_learn_from_is_refused():
     """Breaks if an empty data set divides by zero."""
     with pytest.raises(DatasetError, match="nothing to learn from"):
-        EpochSampler([], 64).check()
+        EpochSampler([], Frame(64)).check()
     with pytest.raises(DatasetError, match="expected a multiple of 16, got 100"):
-        sampler(image_size=100).check()
+        sampler(frame=Frame(100)).check()

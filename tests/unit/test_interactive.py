@@ -98,4 +98,4 @@ def test_prompts_without_a_handle_are_refused(model: InteractiveModel) -> None:
     """Breaks if such a request is answered with the model's description and taken for a mask."""
     with pytest.raises(PromptError, match="handle"):
         model.answer({wire.HANDLE: wire.as_bytes([""]), **CLICK})
-    assert wire.to_info(model.answer({wire.HANDLE: wire.as_bytes([""])})[wire.INFO])["image_size"] == 64
+    assert wire.to_info(model.answer({wire.HANDLE: wire.as_bytes([""])})[wire.INFO])["frame"]["side"] == 64

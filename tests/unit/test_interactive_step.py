@@ -108,12 +108,11 @@ def test_empty_targets_are_refused(network, targets):
 def test_a_perfect_mask_gets_a_confirming_click(network, targets):
     """Breaks if a target without error is left without a click, so that targets no longer fit one call."""
     step = InteractiveStep(network, InteractionPolicy({"click": 1.0}), InteractiveLoss())
-    truth = targets.numpy()
-    predicted = np.stack([truth[0], np.zeros_like(truth[1])])
+    predicted = torch.stack([targets[0], torch.zeros_like(targets[1])])
     nothing = dict.fromkeys(("point_coords", "point_labels", "boxes", "text", "low_res_masks"))
-    prompt = step._next_prompt(nothing, torch.zeros(2, 1, 16, 16), predicted, truth, [np.random.default_rng(0)] * 2)
+    prompt = step._next_prompt(nothing, torch.zeros(2, 1, 16, 16), predicted, targets, [np.random.default_rng(0)] * 2)
     assert prompt["point_labels"].tolist() == [[1], [1]]
-    for (x, y), target in zip(prompt["point_coords"][:, 0].long().tolist(), truth, strict=True):
+    for (x, y), target in zip(prompt["point_coords"][:, 0].long().tolist(), targets, strict=True):
         assert target[y, x]
 
 
@@ -164,9 +163,8 @@ def test_images_that_share_a_call_get_what_each_gets_alone(network, targets):
 def test_each_images_own_pixels_move_its_boxes(network, targets):
     """Breaks if the annotator of one image misses by the pixels of another."""
     step = InteractiveStep(network, InteractionPolicy({"box": 1.0}), InteractiveLoss())
-    truth = torch.cat([targets, targets]).numpy()
     sizes = [(0.0, 0.0)] * 2 + [(0.5, 0.25)] * 2
-    boxes = step._first_prompt(truth, None, generators(4), torch.device("cpu"), sizes)["boxes"]
+    boxes = step._first_prompt(torch.cat([targets, targets]), None, generators(4), sizes)["boxes"]
     moved = boxes[2:] - boxes[:2]
     assert boxes[:2].tolist() == [[5, 10, 39, 29], [40, 40, 59, 59]]
     assert moved.any(1).all()

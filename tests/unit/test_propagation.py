@@ -8,13 +8,14 @@ import pytest
 from imis_net.errors import PromptError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.propagation import Cancelled, between, propagate
+from imis_net.transforms import Frame
 from imis_net.volume import Volume
 
 
 class Threshold:
     """A segmenter with nothing to learn: what is bright inside the box, 8 pixels of margin allowed."""
 
-    image_size = 64
+    frame = Frame(64)
     encoder_digest = "threshold"
 
     def encode_image(self, image: np.ndarray) -> object:

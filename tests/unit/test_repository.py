@@ -17,7 +17,7 @@ from imis_net.serving.repository import Manifest
 
 TEMPLATES = Path(__file__).resolve().parents[2] / "triton_models"
 SHAPES = ((1, 192, 4, 4), (1, 48, 8, 8), (1, 24, 16, 16))
-MANIFEST = Manifest("imis_net_compact", 64, SHAPES, "encoder", "weights 1", "bilinear", ("liver",), {"image_size": 64})
+MANIFEST = Manifest("imis_net_compact", 64, SHAPES, "encoder", "weights 1", ("liver",), {"image_size": 64})
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from imis_net import transforms
 from imis_net.networks.build import BUILDERS, imis_net_compact
 from imis_net.prompts import ImageEmbedding, Prompt
 from imis_net.segmenter import COMPACT_RULE, PUBLISHED_RULE, TorchSegmenter, _expected_iou, _min_area, answer_rule
@@ -95,7 +94,7 @@ def test_a_mask_ends_where_its_networks_rule_says(segmenter, embedding, rule, mo
     monkeypatch.setattr(segmenter, "rule", rule)
     prediction = segmenter.predict(embedding, clicks((20, 10)))
     logits = torch.from_numpy(prediction.low_res_mask)[None, None]
-    full = transforms.logits_to_original(logits, embedding.original_size, segmenter.image_size)[0, 0].numpy()
+    full = segmenter.frame.to_original(logits, embedding.original_size)[0, 0].numpy()
     assert ((full > PUBLISHED_RULE.mask_threshold) != (full > COMPACT_RULE.mask_threshold)).any()
     np.testing.assert_array_equal(prediction.mask, full > rule.mask_threshold)
 

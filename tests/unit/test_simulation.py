@@ -2,9 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 
 from imis_net.errors import PromptError
-from imis_net.simulation import correction_click, jittered_box, random_click
+from imis_net.simulation import (
+    boxes_around,
+    clicks_within,
+    correction_click,
+    correction_clicks,
+    jittered_box,
+    random_click,
+)
 
 
 @pytest.fixture
@@ -91,3 +99,24 @@ def test_same_generator_same_annotator(mask):
         for rng in (np.random.default_rng(5), np.random.default_rng(5))
     )
     assert first == second
+
+
+def test_shares_reach_every_pixel_once(mask):
+    """Breaks if some pixels of a target can never be clicked, or some twice as often."""
+    masks = torch.from_numpy(np.stack([mask, mask.T.copy().reshape(mask.shape)]))
+    for one in masks:
+        count = int(one.sum())
+        shares = (torch.arange(count) + 0.5) / count
+        x, y = clicks_within(one.expand(count, -1, -1), shares).long().unbind(1)
+        assert torch.equal(torch.zeros_like(one).index_put((y, x), torch.tensor(True)), one)
+    assert clicks_within(masks[:1], torch.tensor([0.99999997])).tolist() == [[54, 19]]
+
+
+def test_each_mask_gets_its_own_answer(mask):
+    """Breaks if masks of a batch are mixed up, or a target without error gets no click."""
+    masks = torch.from_numpy(np.stack([mask, np.roll(mask, (7, -20), (0, 1))]))
+    offsets = torch.tensor([[0.0] * 4, [-1, 2, 3, -2]])
+    assert boxes_around(masks, offsets).tolist() == [[30, 10, 54, 19], [9, 19, 37, 24]]
+    clicks, kinds = correction_clicks(torch.stack([masks[0], masks[0]]), masks, torch.tensor([0.0, 0.0]))
+    assert clicks.tolist() == [[30, 10], [30, 10]]
+    assert kinds.tolist() == [1, 0]

@@ -13,6 +13,7 @@ from imis_net.checkpoint import load_weights
 from imis_net.errors import DatasetError
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.build import imis_net_compact
+from imis_net.training.batches import Batch
 from imis_net.training.checkpointing import Place
 from imis_net.training.dataset import Record
 from imis_net.training.distributed import World
@@ -21,6 +22,7 @@ from imis_net.training.imagenet_start import start_from_imagenet
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
 from imis_net.training.sampler import Sampler
 from imis_net.training.trainer import Stage, Trainer, _Run
+from imis_net.transforms import Frame
 
 
 def record(patient: str) -> Record:
@@ -103,7 +105,7 @@ def test_each_image_is_encoded_once_for_all_targets_and_rounds(tmp_path):
         return network
 
     records = [record(str(i)) for i in range(3)]
-    sampler = EpochSampler(records, 64, resize="bilinear", known_texts=("liver",))
+    sampler = EpochSampler(records, Frame(64, "bilinear"), known_texts=("liver",))
     policy = InteractionPolicy({"click": 1.0, "box": 1.0, "text": 1.0}, num_rounds=8)
     stage = Stage(64, None, 2, 1e-4, sampler, policy, InteractiveLoss(), num_epochs=1)
     Trainer(build, [stage], [record("9")], tmp_path, validate_every=None).run()
@@ -111,17 +113,17 @@ def test_each_image_is_encoded_once_for_all_targets_and_rounds(tmp_path):
 
 
 def one_process(autocast, num_rounds: int = 2):
-    """A run that stands before its first step, and the examples of that step."""
+    """A run that stands before its first step, and that step's batch."""
     torch.manual_seed(0)
     network = imis_net_compact(64).train()
-    sampler = EpochSampler([record("1")], 64, resize="bilinear", known_texts=("liver",))
+    sampler = EpochSampler([record("1")], Frame(64, "bilinear"), known_texts=("liver",))
     policy = InteractionPolicy({"text": 1.0, "box": 1.0}, num_rounds=num_rounds, keep_clicks=True)
     stage = Stage(64, 1, 1, 1e-4, sampler, policy, InteractiveLoss())
     run = _Run.__new__(_Run)
     run.trainer, run.world = Trainer(imis_net_compact, [stage], [], ".", seed=3), World()
     run.network, run.autocast, run.place = network, autocast, Place("a recipe")
     run.interact = InteractiveStep(network, policy, stage.loss, autocast)
-    return run, stage, sampler.draw_at(0, np.random.default_rng(0))
+    return run, stage, Batch.of([(0, sampler.draw_at(0, np.random.default_rng(0)))])
 
 
 def gradients(network) -> dict[str, torch.Tensor]:
@@ -130,12 +132,12 @@ def gradients(network) -> dict[str, torch.Tensor]:
 
 def test_rounds_freed_one_by_one_give_the_same_gradients():
     """Breaks if giving back each round's memory loses a part of the gradient, the neck's for one."""
-    run, stage, examples = one_process(nullcontext)
-    run._backward(stage, [(0, examples)])
+    run, stage, batch = one_process(nullcontext)
+    run._backward(stage, batch)
     ours = gradients(run.network)
     run.network.zero_grad()
-    features, rng = run._encode([examples[0].image]), np.random.default_rng([3, 0, 0, 1])
-    losses = [run.interact(features, torch.from_numpy(e.targets), e.texts, rng)[0] for e in examples]
+    features, rng = run._encode(batch.images), np.random.default_rng([3, 0, 0, 1])
+    losses = [run.interact(features, batch.targets[e.rows], e.texts, rng)[0] for e in batch.examples]
     torch.stack(losses).mean().backward()
     theirs = gradients(run.network)
     assert ours.keys() == theirs.keys()
@@ -145,9 +147,9 @@ def test_rounds_freed_one_by_one_give_the_same_gradients():
 def test_mixed_precision_gives_nearly_the_same_gradients():
     """Breaks if the loss is computed in half precision, or gradients change their type on the way to the neck."""
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
-    (mixed, stage, examples), (full, _, _) = one_process(autocast, num_rounds=0), one_process(nullcontext, num_rounds=0)
+    (mixed, stage, batch), (full, _, _) = one_process(autocast, num_rounds=0), one_process(nullcontext, num_rounds=0)
     for run in (mixed, full):
-        run._backward(stage, [(0, examples)])
+        run._backward(stage, batch)
     ours, theirs = (torch.cat([g.flatten() for g in gradients(r.network).values()]) for r in (mixed, full))
     assert ours.dtype == torch.float32
     assert torch.cosine_similarity(ours, theirs, dim=0) > 0.98

@@ -123,7 +123,7 @@ class Engine:
     def warm_up(self) -> None:
         """Run everything once, so that the first click does not pay for what torch sets up lazily."""
         segmenter = self.segmenter
-        side = segmenter.image_size
+        side = segmenter.frame.side
         request = interactive_request({"foreground": [[side // 2, side // 2, 0]]}, (side, side, 1), ())
         embedding = segmenter.encode_image(np.zeros((side, side, 3), np.uint8))
         segmenter.predict(embedding, request.targets[0].prompt)

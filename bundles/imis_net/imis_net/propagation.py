@@ -15,9 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
-import torch
 from scipy import ndimage
-from torch.nn import functional as F
 
 from imis_net.errors import PromptError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
@@ -290,20 +288,14 @@ def _radius_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> float:
 
 def _prompt(shape_mm: np.ndarray, walk: _Walk) -> Prompt:
     """The box around an expected shape, and the distances to its outline in pixels as if they were logits."""
-    low_res_mask = _low_res(shape_mm / max(walk.spacing_mm), walk.segmenter.image_size // 4)
-    return Prompt(box=_box(shape_mm), low_res_mask=low_res_mask)
+    logits = (shape_mm / max(walk.spacing_mm)).clip(-MAX_LOGIT, MAX_LOGIT)
+    return Prompt(box=_box(shape_mm), low_res_mask=walk.segmenter.frame.low_res(logits, -MAX_LOGIT))
 
 
 def _box(shape_mm: np.ndarray) -> np.ndarray:
     """x0, y0, x1, y1 around what is positive: half a pixel outwards, along the outer edges of its pixels."""
     rows, columns = (np.flatnonzero((shape_mm > 0).any(axis)) for axis in (1, 0))
     return np.array([columns[0], rows[0], columns[-1], rows[-1]]) + np.array([-0.5, -0.5, 0.5, 0.5])
-
-
-def _low_res(logits: np.ndarray, side: int) -> np.ndarray:
-    """[H, W] -> float32 [side, side] in the model frame."""
-    pixels = torch.from_numpy(logits.astype(np.float32)).clamp(-MAX_LOGIT, MAX_LOGIT)
-    return F.interpolate(pixels[None, None], (side, side), mode="bilinear", antialias=True)[0, 0].numpy()
 
 
 def signed_distance_mm(mask: np.ndarray, spacing_mm: tuple[float, float]) -> np.ndarray:

@@ -18,6 +18,7 @@ from imis_net.data_engine.settings import CandidateSettings
 from imis_net.errors import CheckpointError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import TorchSegmenter
+from imis_net.transforms import Frame
 
 SETTINGS = CandidateSettings(4, 5, 0.85, {}, 0.7, "box", 0.8)
 
@@ -25,7 +26,7 @@ SETTINGS = CandidateSettings(4, 5, 0.85, {}, 0.7, "box", 0.8)
 class Quadrants:
     """A segmenter that knows the image's four quarters; sure of three of them."""
 
-    image_size = 16
+    frame = Frame(16)
     encoder_digest = "quadrants"
     known_texts: tuple[str, ...] = ()
 

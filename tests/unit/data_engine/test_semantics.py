@@ -23,6 +23,7 @@ from imis_net.data_engine.semantics import (
 from imis_net.data_engine.settings import SemanticsSettings
 from imis_net.errors import DatasetError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.transforms import Frame
 
 SETTINGS = SemanticsSettings(min_precision=0.9, min_calibration_masks=30)
 
@@ -30,7 +31,7 @@ SETTINGS = SemanticsSettings(min_precision=0.9, min_calibration_masks=30)
 class Halves:
     """Knows the left half as liver and the right one as spleen."""
 
-    image_size = 16
+    frame = Frame(16)
     encoder_digest = "halves"
     known_texts = ("liver", "spleen")
 

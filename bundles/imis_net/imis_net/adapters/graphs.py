@@ -74,5 +74,5 @@ class GraphSegmenter(TorchSegmenter):
         self.image_encoder = GraphEncoder(folder, build, threads)
         self.network = GraphNetwork(local.network, folder, build, threads)  # type: ignore[assignment]
         self.device = torch.device("cpu")
-        self.resize_mode, self.rule = local.resize_mode, local.rule
+        self.frame, self.rule = local.frame, local.rule
         self.encoder_digest, self.weights_digest = local.encoder_digest, local.weights_digest

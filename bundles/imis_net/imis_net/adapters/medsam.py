@@ -15,7 +15,6 @@ from skimage.transform import resize
 from torch import Tensor
 from torch.nn import functional as F
 
-from imis_net import transforms
 from imis_net.adapters.sam import SamSegmenter, check_rgb, load_network
 from imis_net.errors import PromptError
 from imis_net.prompts import ImageEmbedding, Prompt
@@ -32,14 +31,14 @@ class MedSamSegmenter(SamSegmenter):
 
     def _to_frame(self, image: np.ndarray) -> Tensor:
         """uint8 [H, W, 3] -> [1, 3, S, S] in 0..1."""
-        side = (self.image_size, self.image_size)
+        side = (self.frame.side, self.frame.side)
         stretched = resize(image, side, order=3, preserve_range=True, anti_aliasing=True).astype(np.uint8)
         low, high = int(stretched.min()), int(stretched.max())
         scaled = (stretched - float(low)) / max(high - low, 1e-8)
         return torch.tensor(scaled).permute(2, 0, 1)[None].float()
 
     def _scaled(self, xy_px: np.ndarray, size: tuple[int, int]) -> Tensor:
-        return transforms.points_to_model_frame(torch.tensor(xy_px.reshape(1, -1, 2)), size, self.image_size)
+        return self.frame.points(torch.tensor(xy_px.reshape(1, -1, 2)), size)
 
     def _to_original(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
         return F.interpolate(logits, size=size, mode="bilinear", align_corners=False)

@@ -19,6 +19,7 @@ from imis_net.checkpoint import fill, read_state_dict
 from imis_net.errors import CheckpointError, ImageError, PromptError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import digest_of
+from imis_net.transforms import Frame
 
 SIZES = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
 """Width of a patch embedding to the builder's name."""
@@ -31,7 +32,7 @@ class SamSegmenter:
 
     def __init__(self, network: Sam) -> None:
         self.network = network.eval()
-        self.image_size: int = network.image_encoder.img_size
+        self.frame = Frame(network.image_encoder.img_size)  # its side; SAM's own keeps the aspect ratio
         self.encoder_digest = digest_of(network.image_encoder, type(self).__name__)
         self.weights_digest = digest_of(network, type(self).__name__)
 
@@ -68,15 +69,15 @@ class SamSegmenter:
 
     def _to_frame(self, image: np.ndarray) -> Tensor:
         """uint8 [H, W, 3] -> [1, 3, h, w] on the 0..255 scale; ``preprocess`` normalises and pads it."""
-        resized = ResizeLongestSide(self.image_size).apply_image(image)
+        resized = ResizeLongestSide(self.frame.side).apply_image(image)
         return torch.tensor(resized).permute(2, 0, 1)[None].float()
 
     def _scaled(self, xy_px: np.ndarray, size: tuple[int, int]) -> Tensor:
         """(x, y) [..., 2] of the original image -> [1, N, 2] of the frame."""
-        return torch.tensor(ResizeLongestSide(self.image_size).apply_coords(xy_px.reshape(-1, 2), size))[None].float()
+        return torch.tensor(ResizeLongestSide(self.frame.side).apply_coords(xy_px.reshape(-1, 2), size))[None].float()
 
     def _to_original(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        frame = ResizeLongestSide.get_preprocess_shape(*size, self.image_size)
+        frame = ResizeLongestSide.get_preprocess_shape(*size, self.frame.side)
         return self.network.postprocess_masks(logits, frame, size)
 
     def _is_ambiguous(self, prompt: Prompt) -> bool:

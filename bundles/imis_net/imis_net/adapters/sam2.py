@@ -21,6 +21,7 @@ from imis_net.checkpoint import fill, read_state_dict
 from imis_net.errors import CheckpointError, PromptError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import digest_of
+from imis_net.transforms import Frame
 
 _LAST_BLOCK = "image_encoder.trunk.blocks.{}.norm1.weight"
 SIZES = {(96, 12): "t", (96, 16): "s", (112, 24): "b+", (144, 48): "l"}
@@ -34,7 +35,7 @@ class Sam2Segmenter:
 
     def __init__(self, network: SAM2Base) -> None:
         self.network = network.eval()
-        self.image_size: int = network.image_size
+        self.frame = Frame(network.image_size)
         self.encoder_digest = digest_of(network.image_encoder, "sam2")
         self.weights_digest = digest_of(network, "sam2")
 

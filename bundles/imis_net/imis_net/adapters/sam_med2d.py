@@ -14,7 +14,6 @@ import torch
 from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
-from imis_net import transforms
 from imis_net.adapters.sam import SamSegmenter, load_network
 from imis_net.errors import CheckpointError
 from imis_net.prompts import Prompt
@@ -50,13 +49,13 @@ class SamMed2dSegmenter(SamSegmenter):
     """Stretched frame, nearest pixels, three candidates for every prompt, as the published evaluation does."""
 
     def _to_frame(self, image: np.ndarray) -> Tensor:
-        return transforms.to_model_frame(image, self.image_size, "nearest")
+        return self.frame.image(image)
 
     def _scaled(self, xy_px: np.ndarray, size: tuple[int, int]) -> Tensor:
-        return transforms.points_to_model_frame(torch.tensor(xy_px.reshape(1, -1, 2)), size, self.image_size)
+        return self.frame.points(torch.tensor(xy_px.reshape(1, -1, 2)), size)
 
     def _to_original(self, logits: Tensor, size: tuple[int, int]) -> Tensor:
-        return transforms.logits_to_original(logits, size, self.image_size)
+        return self.frame.to_original(logits, size)
 
     def _is_ambiguous(self, prompt: Prompt) -> bool:
         return True

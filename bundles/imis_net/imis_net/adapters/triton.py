@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from imis_net.errors import ImageError, PromptError, ServingError, UnknownHandle
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import Segmenter
 from imis_net.serving import wire
+from imis_net.transforms import Frame
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +72,12 @@ class TritonSegmenter:
                 raise
 
     @property
-    def image_size(self) -> int:
-        return self.fallback.image_size if self.fallback else int(str(self._info["image_size"]))
+    def frame(self) -> Frame:
+        if self.fallback:
+            return self.fallback.frame
+        facts = self._info["frame"]
+        assert isinstance(facts, dict)
+        return Frame(**facts)
 
     @property
     def encoder_digest(self) -> str:
@@ -147,7 +152,7 @@ class TritonSegmenter:
         tensors = wire.from_prompts(prompts)
 
         def read(answer: wire.Tensors) -> list[Prediction]:
-            return wire.to_predictions(answer, len(prompts), embedding.original_size, self.image_size)
+            return wire.to_predictions(answer, len(prompts), embedding.original_size, self.frame.side)
 
         try:
             return self._ask(embedding.handle, tensors, give_up_at, wire.ANSWERS, read)
@@ -180,8 +185,9 @@ class TritonSegmenter:
             raise ServingError(f"Triton at {self.url} answered about another image")
         if self.fallback is None:
             return
-        for key in ("encoder_digest", "image_size"):
-            expected, got = getattr(self.fallback, key), info.get(key)
+        facts = {"encoder_digest": self.fallback.encoder_digest, "frame": asdict(self.fallback.frame)}
+        for key, expected in facts.items():
+            got = info.get(key)
             if got != expected:
                 raise ServingError(f"Triton at {self.url} serves another model: {key} {got}, expected {expected}")
 

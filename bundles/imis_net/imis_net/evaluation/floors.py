@@ -9,12 +9,13 @@ import torch
 
 from imis_net.errors import PromptError
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.transforms import Frame
 
 
 class EllipseFloor:
     """Fills the box with an ellipse."""
 
-    image_size = 512
+    frame = Frame(512)
     encoder_digest = weights_digest = "ellipse"
     known_texts: tuple[str, ...] = ()
 
@@ -25,7 +26,7 @@ class EllipseFloor:
         if prompt.box is None:
             raise PromptError("the ellipse floor needs a box, got none")
         mask = self._fill(prompt.box, embedding.original_size)
-        side = self.image_size // 4
+        side = self.frame.side // 4
         return Prediction(mask, 1.0, np.zeros((side, side), np.float32))
 
     def predict_batch(self, embedding: ImageEmbedding, prompts: Sequence[Prompt]) -> list[Prediction]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class InteractiveModel:
 def describe(segmenter: Segmenter) -> dict[str, object]:
     """What a client must know: the model frame, the names it understands, and whose weights answer."""
     return {
-        "image_size": segmenter.image_size,
+        "frame": asdict(segmenter.frame),
         "known_texts": segmenter.known_texts,
         "encoder_digest": segmenter.encoder_digest,
         "weights_digest": segmenter.weights_digest,

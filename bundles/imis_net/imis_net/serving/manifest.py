@@ -25,7 +25,7 @@ class Manifest:
         architecture: the builder's arguments.
         feature_shapes: of the tensors that the encoder gives for an image.
         backend, precision: what runs the networks, ``torch`` or a ``graph_runtimes.Build``.
-        image_size, encoder_digest, weights_digest, known_texts, resize_mode: as the segmenter's.
+        image_size, encoder_digest, weights_digest, known_texts: as the segmenter's.
         trunk_digest: of the encoder's trunk alone (``segmenter.trunk_digest``).
     """
 
@@ -34,7 +34,6 @@ class Manifest:
     feature_shapes: tuple[tuple[int, ...], ...]
     encoder_digest: str
     weights_digest: str
-    resize_mode: str
     known_texts: tuple[str, ...] | None
     architecture: dict[str, int] = field(default_factory=dict)
     backend: str = TORCH

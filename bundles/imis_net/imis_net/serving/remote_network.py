@@ -16,7 +16,7 @@ from imis_net.adapters.array_decoder import ArrayDecoder, by_name
 from imis_net.errors import PromptError, UnknownHandleError
 from imis_net.networks.imis_net import PIXEL_MEAN, PIXEL_STD
 from imis_net.networks.text_encoder import tokenizer
-from imis_net.segmenter import TorchSegmenter, answer_rule
+from imis_net.segmenter import TorchSegmenter, answer_rule, model_frame
 from imis_net.serving import repository as repo
 from imis_net.serving import tensors as names
 from imis_net.serving.repository import Manifest
@@ -71,7 +71,7 @@ class RemoteSegmenter(TorchSegmenter):
         self.network = RemoteNetwork(manifest, version, call)  # type: ignore[assignment]
         self.image_encoder = self.network.encode_image
         self.device = torch.device("cpu")
-        self.resize_mode = manifest.resize_mode
+        self.frame = model_frame(manifest.name, manifest.image_size)
         self.rule = answer_rule(manifest.name)
         self.encoder_digest = manifest.encoder_digest
         self.weights_digest = manifest.weights_digest

@@ -36,14 +36,13 @@ NUM_KEPT = 2
 
 def describe(segmenter: TorchSegmenter, architecture: dict[str, int], build: Build | None = None) -> Manifest:
     """``build``: how its graphs are run; None is torch."""
-    blank = np.zeros((segmenter.image_size, segmenter.image_size, 3), np.uint8)
+    blank = np.zeros((segmenter.frame.side, segmenter.frame.side, 3), np.uint8)
     return Manifest(
         name=segmenter.network.name,
-        image_size=segmenter.image_size,
+        image_size=segmenter.frame.side,
         feature_shapes=tuple(tuple(feature.shape) for feature in segmenter.encode_image(blank).features),
         encoder_digest=segmenter.encoder_digest,
         weights_digest=segmenter.weights_digest,
-        resize_mode=segmenter.resize_mode,
         known_texts=segmenter.known_texts,
         architecture=architecture,
         trunk_digest=trunk_digest(segmenter.network),

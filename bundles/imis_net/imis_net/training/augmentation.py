@@ -139,7 +139,7 @@ def resize_labels(label_map: np.ndarray, rows: int, columns: int) -> np.ndarray:
 
 def random_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """[S, S, 3] on 0..255 -> uint8, as images are served, with another scanner's contrast."""
-    x = image / 255.0
+    x = image.astype(np.float32) / np.float32(255)
     if rng.random() < 0.5:  # a window: part of the range stretched to all of it
         low, high = rng.uniform(0, 0.35), rng.uniform(0.5, 1.0)
         x = np.clip((x - low) / (high - low), 0, 1)
@@ -147,24 +147,33 @@ def random_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         x = x ** np.exp(rng.uniform(-0.7, 0.7))
     if rng.random() < 0.15:
         x = 1 - x
+    if rng.random() < 0.15:
+        x = _stained(x, rng)
     if rng.random() < 0.25:
         x = x * _bias_field(x.shape[0], rng)
     if rng.random() < 0.2:
         x = ndimage.gaussian_filter(x, (s := rng.uniform(0.3, 1.5), s, 0))
     if rng.random() < 0.3:
-        x = x + rng.normal(0, rng.uniform(0.005, 0.08), x.shape[:2])[..., None]
+        noise = rng.standard_normal(x.shape[:2], dtype=np.float32)
+        x = x + np.float32(rng.uniform(0.005, 0.08)) * noise[..., None]
     if rng.random() < 0.5:
         x = x * rng.uniform(0.8, 1.2) + rng.uniform(-0.1, 0.1)
-    if rng.random() < 0.1:  # stains and endoscopes are coloured
-        x = x * rng.uniform(0.6, 1.2, (1, 1, 3))
     return np.round(np.clip(x, 0, 1) * 255).astype(np.uint8)
+
+
+def _stained(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """float32 [S, S, 3] with colours that follow the brightness along a bent path, as stains and endoscopes give."""
+    knots = np.linspace(0, 1, 5)
+    ground = np.stack([knots, knots, knots]) * rng.uniform(0.2, 1.2, (3, 1)) + rng.normal(0, 0.2, (3, 5))
+    levels = np.clip(ground, 0, 1).astype(np.float32)
+    return np.stack([np.interp(x[..., c], knots, levels[c]) for c in range(3)], axis=-1).astype(np.float32)
 
 
 def synthetic_contrast(label_map: np.ndarray, background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Paint a real label map with random grey values and texture: uint16 [S, S], float32 [S, S, 3] -> the latter."""
     values = rng.uniform(0, 255, int(label_map.max()) + 1).astype(np.float32)
     textures = rng.uniform(0, 25, len(values)).astype(np.float32)
-    noise = ndimage.gaussian_filter(rng.normal(0, 1, label_map.shape).astype(np.float32), rng.uniform(0, 2))
+    noise = ndimage.gaussian_filter(rng.standard_normal(label_map.shape, dtype=np.float32), rng.uniform(0, 2))
     noise /= noise.std() + 1e-6
     painted = values[label_map] + textures[label_map] * noise
     share = rng.uniform(0.3, 1.0)

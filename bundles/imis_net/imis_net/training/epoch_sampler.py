@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 
 import numpy as np
 
-from imis_net import transforms
 from imis_net.errors import DatasetError
 from imis_net.networks.build import PATCH_PX
 from imis_net.networks.imis_net import PIXEL_MEAN, PIXEL_STD
 from imis_net.training.dataset import Record
 from imis_net.training.regions import cleaned, interactive_map
 from imis_net.training.sampler import Example, canonical_name
+from imis_net.transforms import Frame
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +31,20 @@ class EpochSampler:
 
     Attributes:
         records: what to learn from; a record that cannot be read raises DatasetError when it is asked for.
-        image_size: S.
+        frame: what the network is served in; its side is S.
         num_targets: ground-truth targets of an image, and as many interactive masks, with replacement where there are
             fewer.
         known_texts: names that the network's text encoder has; None: any.
-        resize: ``nearest`` or ``bilinear``; see ``segmenter.resize_mode``.
         intensity_probability: chance of a changed scale, and of a shift, of the normalised image by up to
             ``intensity_range``.
         num_skipped: images left out so far because they were broken or had no target; each is named in the log.
     """
 
     records: Sequence[Record]
-    image_size: int
+    frame: Frame
     num_targets: int = 5
     num_interactive: int = 5
     known_texts: Sequence[str] | None = None
-    resize: str = "nearest"
     intensity_probability: float = 0.2
     intensity_range: float = 0.2
     seed: int = 0
@@ -60,8 +58,8 @@ class EpochSampler:
         """
         if len(self.records) == 0:
             raise DatasetError("nothing to learn from: got no records")
-        if self.image_size % PATCH_PX:
-            raise DatasetError(f"image_size: expected a multiple of {PATCH_PX}, got {self.image_size}")
+        if self.frame.side % PATCH_PX:
+            raise DatasetError(f"image_size: expected a multiple of {PATCH_PX}, got {self.frame.side}")
 
     def steps_per_epoch(self, num_images: int) -> int:
         return math.ceil(len(self.records) / num_images)
@@ -83,8 +81,8 @@ class EpochSampler:
         if not targets:
             return self._skipped(f"{record.case}: no ground-truth target")
         image = self._intensity(self._resized(record.image), rng)
-        height, width = record.image.shape[:2]
-        pixel_size = self.image_size / width, self.image_size / height
+        height, width = self.frame.canvas((record.image.shape[0], record.image.shape[1]))
+        pixel_size = self.frame.side / width, self.frame.side / height
         interactive = self._choose(self._interactive(record), self.num_interactive, rng)
         groups = [(targets, self._texts([name for name, _ in targets])), (interactive, None)]
         return [Example(image, np.stack([m for _, m in g]), texts, pixel_size) for g, texts in groups if g]
@@ -115,12 +113,12 @@ class EpochSampler:
         return tuple(names) if known else None
 
     def _resized(self, image: np.ndarray) -> np.ndarray:
-        return transforms.to_model_frame(image, self.image_size, self.resize)[0].permute(1, 2, 0).numpy()
+        return self.frame.image(image)[0].permute(1, 2, 0).numpy()
 
     def _resized_mask(self, mask: np.ndarray) -> np.ndarray:
         """Masks are always resized by the nearest pixel: their border then lies where the image's does."""
         pixels = np.repeat(mask[..., None].astype(np.uint8), 3, axis=2)
-        return transforms.to_model_frame(pixels, self.image_size)[0, 0].numpy() > 0
+        return replace(self.frame, resize="nearest").image(pixels)[0, 0].numpy() > 0
 
     def _intensity(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Scale and shift of the normalised image, on the 0..255 scale: float32 [S, S, 3] -> the same."""

@@ -27,7 +27,7 @@ from imis_net.errors import CheckpointError, DatasetError
 from imis_net.evaluation.harness import evaluate, mean_dice
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.imis_net import IMISNet
-from imis_net.training.augmentation import resize_mask
+from imis_net.segmenter import model_frame
 from imis_net.training.checkpointing import Place, read_place, restore, save_checkpoint
 from imis_net.training.dataset import Record
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
@@ -333,7 +333,8 @@ class _Run:
         """Names and bool [B, S, S] of up to ``num_targets`` targets that something is left of."""
         masks = list(record.masks())
         chosen = self.rng.permutation(len(masks))[: self.settings.num_targets]
-        targets = np.stack([resize_mask(masks[i][1], self.network.image_size) for i in chosen])
+        frame = model_frame(self.network.name, self.network.image_size)
+        targets = np.stack([frame.mask(masks[i][1]) for i in chosen])
         kept = np.flatnonzero(targets.any((1, 2)))
         return tuple(canonical_name(masks[chosen[k]][0]) for k in kept), targets[kept]
 

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from imis_net.errors import DatasetError
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.imis_net import IMISNet
-from imis_net.simulation import correction_click, jittered_box, random_click
+from imis_net.simulation import box_offsets, boxes_around, clicks_within, correction_clicks
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class InteractiveStep:
         See ``rounds`` for the arguments.
         """
         losses, dices = zip(*self.rounds(features, targets, texts, [rng], [pixel_size]), strict=True)
-        return torch.stack(losses).mean(), list(dices)
+        return torch.stack(losses).mean(), [float(d) for d in dices]
 
     def rounds(
         self,
@@ -80,15 +80,17 @@ class InteractiveStep:
         texts: Sequence[str] | None,
         rngs: Sequence[np.random.Generator],
         pixel_sizes: Sequence[tuple[float, float]],
-    ) -> Iterator[tuple[Tensor, float]]:
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """The loss and the mean Dice of each round in turn; whoever calls may free a round's graph before the next.
 
-        Several images share a decoder call when their prompts are of the same kinds, so the first image's generator
-        draws those for all; where the clicks fall is each image's own.
+        Nothing waits for a GPU, so that its next round is on its way while it computes this one. Several images share
+        a decoder call when their prompts are of the same kinds, so the first image's generator draws those for all;
+        where the clicks fall is each image's own.
 
         Args:
             features: the encoder's output for I images, batch axis I.
-            targets: bool [I * B, S, S], B of each image in turn, none empty.
+            targets: bool [I * B, S, S], B of each image in turn, none empty; best on the CPU, where asking whether
+                one is empty costs no wait.
             texts: the targets' names, or None where not all have one that the network knows.
             rngs, pixel_sizes: for each image its generator, and width and height of the original image's pixels in
                 the model frame.
@@ -99,22 +101,23 @@ class InteractiveStep:
         if not targets.flatten(1).any(1).all():
             raise DatasetError("empty target: a training target needs at least one pixel")
         num_targets = len(targets) // len(rngs)
+        targets = targets.to(features[0].device, non_blocking=True)
         if len(rngs) > 1:  # one image is shared by its targets without a copy
             features = tuple(f.repeat_interleave(num_targets, dim=0) for f in features)
         rngs = [rng for rng in rngs for _ in range(num_targets)]
         sizes = [size for size in pixel_sizes for _ in range(num_targets)]
-        truth = targets.cpu().numpy()
-        truth_float = targets[:, None].to(features[0].dtype)
-        prompt = self._first_prompt(truth, texts, rngs, features[0].device, sizes)
+        truth = targets[:, None].to(features[0].dtype)
+        prompt = self._first_prompt(targets, texts, rngs, sizes)
         for round_index in range(self.policy.num_rounds + 1):
             with self.autocast():
                 output = self.network.predict_masks(features, **prompt)
             low_res, iou = output.low_res_masks.float(), output.iou_predictions.float()
-            best = low_res[torch.arange(len(iou)), iou[:, 1:].argmax(1) + 1][:, None].detach()
+            rows = torch.arange(len(iou), device=iou.device)
+            best = low_res[rows, iou[:, 1:].argmax(1) + 1][:, None].detach()
             predicted = self._at_full_size(best)
-            yield self.loss(low_res, iou, truth_float), _mean_dice(predicted, targets)
+            yield self.loss(low_res, iou, truth), _mean_dice(predicted, targets)
             if round_index < self.policy.num_rounds:
-                prompt = self._next_prompt(prompt, best, predicted.cpu().numpy(), truth, rngs)
+                prompt = self._next_prompt(prompt, best, predicted, targets, rngs)
 
     def _at_full_size(self, low_res: Tensor) -> Tensor:
         """Logits [B, 1, S/4, S/4] -> bool [B, S, S]."""
@@ -124,10 +127,9 @@ class InteractiveStep:
 
     def _first_prompt(
         self,
-        truth: np.ndarray,
+        targets: Tensor,
         texts: Sequence[str] | None,
         rngs: Sequence[np.random.Generator],
-        device: torch.device,
         pixel_sizes: Sequence[tuple[float, float]],
     ) -> dict[str, Tensor | None]:
         """Generators and pixel sizes are each target's."""
@@ -136,16 +138,12 @@ class InteractiveStep:
             ("point_coords", "point_labels", "boxes", "text", "low_res_masks")
         )
         if "click" in kinds:
-            fraction = self.policy.closest_fraction
-            clicks = np.stack([random_click(t, rng, fraction) for t, rng in zip(truth, rngs, strict=True)])
-            prompt["point_coords"] = torch.from_numpy(clicks[:, None]).to(device)
-            prompt["point_labels"] = torch.ones(len(truth), 1, dtype=torch.long, device=device)
+            prompt["point_coords"] = clicks_within(targets, _shares(rngs), self.policy.closest_fraction)[:, None]
+            prompt["point_labels"] = torch.ones(len(targets), 1, dtype=torch.long, device=targets.device)
         if "box" in kinds:
             offset = self.policy.max_offset_px
-            drawn = zip(truth, rngs, pixel_sizes, strict=True)
-            prompt["boxes"] = torch.from_numpy(np.stack([jittered_box(t, r, offset, s) for t, r, s in drawn])).to(
-                device
-            )
+            offsets = [box_offsets(rng, offset, size) for rng, size in zip(rngs, pixel_sizes, strict=True)]
+            prompt["boxes"] = boxes_around(targets, torch.from_numpy(np.stack(offsets)))
         if "text" in kinds and texts is not None:
             prompt["text"] = self.network.encode_text(texts)
         return prompt
@@ -154,18 +152,13 @@ class InteractiveStep:
         self,
         prompt: dict[str, Tensor | None],
         best: Tensor,
-        predicted: np.ndarray,
-        truth: np.ndarray,
+        predicted: Tensor,
+        targets: Tensor,
         rngs: Sequence[np.random.Generator],
     ) -> dict[str, Tensor | None]:
-        coords, labels = [], []
-        for mask, target, rng in zip(predicted, truth, rngs, strict=True):
-            # A perfect mask gets a confirming click, so that all targets have equally many.
-            xy, label = correction_click(mask, target, rng) or (random_click(target, rng), 1)
-            coords.append(xy)
-            labels.append(label)
-        new_coords = torch.from_numpy(np.stack(coords)[:, None]).to(best.device)
-        new_labels = torch.tensor(labels, device=best.device)[:, None]
+        """The next round's prompt; a target without error gets a confirming click, so that all have equally many."""
+        clicks, kinds = correction_clicks(predicted, targets, _shares(rngs))
+        new_coords, new_labels = clicks[:, None], kinds[:, None]
         if self.policy.keep_clicks and prompt["point_coords"] is not None and prompt["point_labels"] is not None:
             new_coords = torch.cat([prompt["point_coords"], new_coords], dim=1)
             new_labels = torch.cat([prompt["point_labels"], new_labels], dim=1)
@@ -179,6 +172,10 @@ class InteractiveStep:
         }
 
 
-def _mean_dice(predicted: Tensor, truth: Tensor) -> float:
+def _shares(rngs: Sequence[np.random.Generator]) -> Tensor:
+    return torch.tensor([rng.random() for rng in rngs], dtype=torch.float32)
+
+
+def _mean_dice(predicted: Tensor, truth: Tensor) -> Tensor:
     overlap = (predicted & truth).sum((1, 2))
-    return float((2 * overlap / (predicted.sum((1, 2)) + truth.sum((1, 2)))).mean())
+    return (2 * overlap / (predicted.sum((1, 2)) + truth.sum((1, 2)))).mean()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
@@ -22,8 +23,9 @@ from imis_net.training.augmentation import (
 )
 from imis_net.training.dataset import Record
 from imis_net.training.grounding import Coverage, coverage
-from imis_net.training.regions import appearance_regions, intensity_classes
+from imis_net.training.regions import intensity_classes, interactive_map
 from imis_net.training.scenes import SOURCE, random_scene
+from imis_net.transforms import Frame
 
 MIN_COARSE_SIDE = 40
 WIDE_SCALES = (0.9, 1.15)
@@ -59,8 +61,8 @@ class Sampler:
         image_size: S.
         num_targets: B targets of each image, with replacement where there are fewer.
         known_texts: names that the network's text encoder has.
-        region_probability: share of examples whose targets are unnamed regions of equal appearance, the stand-in
-            for dense interactive masks where there are none.
+        region_probability: share of examples whose targets are unnamed: dense interactive masks, or regions of equal
+            appearance, which stand in for them where there are none.
         tissue_probability: share of those whose targets are classes of brightness, in many pieces each.
         synthetic_probability: share of examples repainted from their label map.
         min_scale, max_scale: a view's side relative to the image's longer side.
@@ -72,6 +74,7 @@ class Sampler:
         warp_probability: share of views that are turned, stretched and bent a little.
         complete: parts of sources' names in which every image is labelled completely, so that what another image of
             the source has and this one lacks is absent from it.
+        max_enlargement: see ``Frame``; what the network is served with.
     """
 
     records: Sequence[Record]
@@ -92,12 +95,14 @@ class Sampler:
     warp_probability: float = 0.0
     complete: Sequence[str] = ()
     min_pixels: int = 24
+    max_enlargement: float = math.inf
 
     def __post_init__(self) -> None:
         share = np.array([self._weight(r) for r in self.records], float)
         if not share.sum() > 0:
             raise DatasetError(f"nothing to draw from: {len(self.records)} records, none with a weight above 0")
         self._shares = share / share.sum()
+        self._frame = Frame(self.image_size, "bilinear", self.max_enlargement)
         self._regions: dict[tuple[Record, int], np.ndarray] = {}
         self._vocabularies = {part: self._vocabulary(part) for part in self.complete}
 
@@ -125,8 +130,7 @@ class Sampler:
         use_regions = not record.targets or rng.random() < self._region_share(record)
         maps = ((self._region_map(record, self._num_tissues(rng)), {}),) if use_regions else record.targets
         focus_map, _ = maps[rng.integers(len(maps))]
-        values = np.unique(focus_map)
-        values = values[values > 0]
+        values = _values(focus_map)
         if len(values) == 0:
             return None
         view = self._view(record.image.shape, focus_map == rng.choice(values), rng)
@@ -140,12 +144,15 @@ class Sampler:
             smaller = min(rows, image.shape[0]), min(columns, image.shape[1])
             image = resize_image(image, *smaller)
             views = [(resize_labels(label_map, *smaller), names) for label_map, names in views]
-        image = resize_image(image, self.image_size, self.image_size)
-        pixel_size = self.image_size / columns, self.image_size / rows
+        canvas_rows, canvas_columns = self._frame.canvas((rows, columns))
+        beside = _share_of(image.shape[0], canvas_rows / rows), _share_of(image.shape[1], canvas_columns / columns)
+        image = resize_image(_padded(image, beside), self.image_size, self.image_size)
+        views = [(_padded(label_map, beside), names) for label_map, names in views]
+        pixel_size = self.image_size / canvas_columns, self.image_size / canvas_rows
         named = [
             (crop, int(v), names.get(int(v), ""))
             for crop, names in views
-            for v in self._large_enough(crop, rows * columns)
+            for v in self._large_enough(crop, canvas_rows * canvas_columns)
         ]
         if not named:
             return None
@@ -171,9 +178,9 @@ class Sampler:
     def _coverage(self, views: Sequence[tuple[np.ndarray, dict[int, str]]], source: str) -> Coverage:
         masks: dict[str, np.ndarray] = {}
         for crop, names in views:
-            for value in np.unique(crop):
+            for value in _values(crop):
                 name = canonical_name(names.get(int(value), ""))
-                if value and name in self.known_texts:
+                if name in self.known_texts:
                     mask = crop == value
                     masks[name] = masks[name] | mask if name in masks else mask
         absent = [n for part, known in self._vocabularies.items() if part in source for n in known]
@@ -211,15 +218,30 @@ class Sampler:
     def _region_map(self, record: Record, num_tissues: int = 0) -> np.ndarray:
         """Unnamed targets of a record, made once for each number of tissues."""
         if (record, num_tissues) not in self._regions:
-            self._regions[record, num_tissues] = _unnamed_targets(record.image, num_tissues)
+            self._regions[record, num_tissues] = _unnamed_targets(record, num_tissues)
         return self._regions[record, num_tissues]
 
 
-def _unnamed_targets(image: np.ndarray, num_tissues: int) -> np.ndarray:
+def _unnamed_targets(record: Record, num_tissues: int) -> np.ndarray:
     try:
-        return intensity_classes(image, num_tissues) if num_tissues else appearance_regions(image)
+        return intensity_classes(record.image, num_tissues) if num_tissues else interactive_map(record)
     except ValueError:  # too few grey values for so many tissues
-        return appearance_regions(image)
+        return interactive_map(record)
+
+
+def _share_of(number: int, factor: float) -> int:
+    """What is missing to ``factor`` times the number."""
+    return round(number * factor) - number
+
+
+def _padded(array: np.ndarray, beside: tuple[int, int]) -> np.ndarray:
+    """[H, W, ...] with rows below and columns to the right of 0."""
+    return np.pad(array, [(0, beside[0]), (0, beside[1])] + [(0, 0)] * (array.ndim - 2))
+
+
+def _values(label_map: np.ndarray) -> np.ndarray:
+    """What stands in uint16 [H, W], but for 0."""
+    return np.flatnonzero(np.bincount(label_map.ravel())[1:]) + 1
 
 
 def canonical_name(name: str) -> str:

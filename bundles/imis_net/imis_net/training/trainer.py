@@ -20,20 +20,20 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
 from imis_net.checkpoint import save_weights
 from imis_net.errors import DatasetError, ImisError
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.imis_net import IMISNet
 from imis_net.segmenter import TorchSegmenter
+from imis_net.training.batches import Batch, read_batches
 from imis_net.training.checkpointing import Place, read_place, restore, save_checkpoint
 from imis_net.training.dataset import Record
 from imis_net.training.distributed import World, joined
 from imis_net.training.epoch_sampler import EpochSampler
 from imis_net.training.grounding import Coverage, grounding_loss
 from imis_net.training.interactive_step import InteractionPolicy, InteractiveStep
-from imis_net.training.sampler import Example, Sampler
+from imis_net.training.sampler import Sampler
 from imis_net.training.schedules import Cosine, Schedule
 from imis_net.training.splits import check_patients
 from imis_net.training.training_log import TrainingLog
@@ -260,21 +260,18 @@ class _Run:
             restore(self.checkpoint, self.network, self.average, self.optimiser)
         self.interact = InteractiveStep(self.network, stage.policy, stage.loss, self.autocast)
 
-    def _batches(self, stage: Stage, steps: range) -> Iterator[list[tuple[int, list[Example]]]]:
-        """This process's images of each step: (position in the data order, examples that share the image)."""
-        dataset = _Positions(stage, [self.trainer.seed, self.place.stage])
-        mine = (self.world.mine(range((n - 1) * stage.num_images, n * stage.num_images)) for n in steps)
-        loader = DataLoader(
-            dataset, batch_sampler=mine, collate_fn=list, num_workers=self.trainer.num_workers, generator=_unused()
-        )
-        return iter(loader)
+    def _batches(self, stage: Stage, steps: range) -> Iterator[Batch | None]:
+        """This process's images of each step."""
+        first = [(n - 1) * stage.num_images for n in steps]
+        mine = [list(self.world.mine(range(f, f + stage.num_images))) for f in first]
+        return read_batches(stage.sampler, [self.trainer.seed, self.place.stage], mine, self.trainer.num_workers)
 
-    def _one_step(self, stage: Stage, number: int, done: float, batch: list[tuple[int, list[Example]]]) -> None:
+    def _one_step(self, stage: Stage, number: int, done: float, batch: Batch | None) -> None:
         rate = stage.schedule(number, done)
         for group in self.optimiser.param_groups:
             group["lr"] = group["peak"] * rate
         self.optimiser.zero_grad()
-        sums = self.world.sum(self._backward(stage, [(p, e) for p, e in batch if e]))
+        sums = self.world.sum(self._backward(stage, batch))
         self.world.sum_gradients(self.network)
         if self.trainer.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.trainer.max_gradient_norm)
@@ -286,7 +283,7 @@ class _Run:
             means = [d / num_examples for d in dices] if num_examples else []
             self.log.step(self.place.stage, number, self._total, loss, means, rate * stage.learning_rate)
 
-    def _backward(self, stage: Stage, batch: list[tuple[int, list[Example]]]) -> Tensor:
+    def _backward(self, stage: Stage, batch: Batch | None) -> Tensor:
         """Gradients of this process's images: encode each once, interact, free each round's graph before the next.
 
         Returns:
@@ -294,23 +291,25 @@ class _Run:
         """
         num_rounds = stage.policy.num_rounds + 1
         sums = torch.zeros(2 + num_rounds, dtype=torch.float64, device=self.world.device)
-        if not batch:
+        if batch is None:
             return sums
-        features = self._encode([examples[0].image for _, examples in batch])
+        features = self._encode(batch.images)
         leaves = tuple(f.detach().float().requires_grad_() for f in features)
-        self._ground(stage, leaves, [examples[0].coverage for _, examples in batch])
-        rngs = [np.random.default_rng([self.trainer.seed, self.place.stage, position, 1]) for position, _ in batch]
-        for images, examples in _calls([examples for _, examples in batch], stage.images_per_call):
+        self._ground(stage, leaves, batch.coverages)
+        rngs = [np.random.default_rng([self.trainer.seed, self.place.stage, p, 1]) for p in batch.positions]
+        for examples in batch.calls(stage.images_per_call):
+            images = [e.image for e in examples]
             own = tuple(leaf[images] for leaf in leaves)
-            targets = torch.from_numpy(np.concatenate([e.targets for e in examples])).to(self.world.device)
+            targets = torch.cat([batch.targets[e.rows] for e in examples])
             texts = None if examples[0].texts is None else [t for e in examples for t in e.texts or ()]
-            sizes = [e.pixel_size for e in examples]
-            share = sum(1 / len(batch[i][1]) for i in images) / (stage.num_images * num_rounds)
-            rounds = self.interact.rounds(own, targets, texts, [rngs[i] for i in images], sizes)
+            share = sum(1 / batch.num_examples(i) for i in images) / (stage.num_images * num_rounds)
+            rounds = self.interact.rounds(
+                own, targets, texts, [rngs[i] for i in images], [e.pixel_size for e in examples]
+            )
             for k, (loss, dice) in enumerate(rounds):
                 # The text's embedding may be shared by all rounds: its graph must outlive the first.
                 (loss * share).backward(retain_graph=True)
-                sums[0] += loss.item() * share
+                sums[0] += loss.detach() * share
                 sums[2 + k] += dice * len(images)
             sums[1] += len(images)
         used = [(f, leaf.grad) for f, leaf in zip(features, leaves, strict=True) if f.requires_grad]
@@ -329,8 +328,8 @@ class _Run:
             share = sum(bool(c) for c in coverages) / stage.num_images
             (loss * (stage.grounding_weight * share)).backward()
 
-    def _encode(self, images: Sequence[np.ndarray]) -> tuple[Tensor, ...]:
-        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).to(self.world.device)
+    def _encode(self, images: Tensor) -> tuple[Tensor, ...]:
+        pixels = images.to(self.world.device, non_blocking=True).permute(0, 3, 1, 2)
         pixels = pixels.contiguous(memory_format=torch.channels_last)
         with self.autocast():
             return self.network.encode_image((pixels - self.network.pixel_mean) / self.network.pixel_std)
@@ -373,44 +372,6 @@ class _Run:
         return sum(s.total_steps for s in self.trainer.stages[: self.place.stage]) + self.place.step
 
 
-@dataclass
-class _Positions(Dataset):
-    """A stage's data order as a data set whose indices are positions."""
-
-    stage: Stage
-    seed: Sequence[int]
-
-    def __getitem__(self, position: int) -> tuple[int, list[Example]]:
-        rng = np.random.default_rng([*self.seed, position, 0])
-        sampler = self.stage.sampler
-        if isinstance(sampler, EpochSampler):
-            return position, sampler.draw_at(position, rng)
-        return position, [sampler.draw(rng)]
-
-
-def _calls(images: Sequence[Sequence[Example]], limit: int) -> Iterator[tuple[list[int], list[Example]]]:
-    """The examples of a step by decoder call, with the index of each one's image.
-
-    Examples share a call if all or none of them have texts and they have equally many targets.
-    """
-    alike: dict[tuple[bool, int], list[tuple[int, Example]]] = {}
-    for i, examples in enumerate(images):
-        for example in examples:
-            waiting = alike.setdefault((example.texts is None, len(example.targets)), [])
-            waiting.append((i, example))
-            if len(waiting) == limit:
-                yield [i for i, _ in waiting], [e for _, e in waiting]
-                waiting.clear()
-    for waiting in alike.values():
-        if waiting:
-            yield [i for i, _ in waiting], [e for _, e in waiting]
-
-
 def _copied(to: IMISNet, network: IMISNet) -> IMISNet:
     to.load_state_dict(network.state_dict())
     return to
-
-
-def _unused() -> torch.Generator:
-    """The loader draws a seed for its workers; it shall not move the training's own generator."""
-    return torch.Generator()

@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from imis_net import transforms
 from imis_net.networks.imis_net import IMISNet
 from imis_net.prompts import ImageEmbedding
-from imis_net.segmenter import TorchSegmenter, resize_mode
+from imis_net.segmenter import TorchSegmenter, model_frame
 
 TrunkFeatures = Callable[[np.ndarray], tuple[Tensor, ...]]
 """uint8 RGB [H, W, 3] -> the trunk's maps, each with a leading axis of 1: a cache, a server, or ``TrunkCache``."""
@@ -20,7 +19,7 @@ TrunkFeatures = Callable[[np.ndarray], tuple[Tensor, ...]]
 
 def normalised(image: np.ndarray, network: IMISNet) -> Tensor:
     """uint8 RGB [H, W, 3] -> what a trunk sees: float32 [1, 3, S, S]."""
-    pixels = transforms.to_model_frame(image, network.image_size, resize_mode(network)).to(network.device)
+    pixels = model_frame(network.name, network.image_size).image(image).to(network.device)
     return (pixels - network.pixel_mean) / network.pixel_std
 
 
