@@ -141,14 +141,16 @@ def test_training_recipe_runs(tmp_path):
         tmp_path,
         "--output_dir",
         tmp_path / "out",
+        "--stages#1#num_steps",
+        1,
+        "--stages#1#num_images",
+        2,
         "--stages#2#num_steps",
         1,
         "--stages#2#num_images",
         2,
-        "--stages#3#num_steps",
-        1,
         "--trainer#stages",
-        "$@stages[2:]",
+        "$@stages[1:]",
     )
     assert done.returncode == 0, done.stderr[-2000:]
     entries = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]

@@ -52,17 +52,6 @@ def test_a_mask_that_holds_too_little_is_chosen_last():
     assert answer.best(torch.zeros(3))[2].tolist() == answer.best()[2].tolist() == [1, 1, 1]
 
 
-def test_another_than_the_first_must_be_rated_clearly_higher():
-    """Breaks if the lead is given to another candidate, to the unambiguous mask, or against an empty answer."""
-    masks, rest = torch.ones(3, 4, 8, 8), torch.zeros(3, 4, 1)
-    masks[2, 1] = -1
-    rated = torch.tensor([[0.9, 0.50, 0.52, 0.4], [0.9, 0.50, 0.54, 0.4], [0.9, 0.50, 0.51, 0.4]])
-    answer = MaskPrediction(masks, rated, rest, rest, rest)
-    assert answer.best(lead=0.03)[2].tolist() == [1, 2, 1]
-    assert answer.best(torch.ones(3), lead=0.03)[2].tolist() == [1, 2, 2]
-    assert answer.best()[2].tolist() == [2, 2, 2]
-
-
 def test_a_mask_with_an_edge_is_preferred_to_one_without():
     """Breaks if stability is taken of another candidate, around another threshold, or outweighs what it is to weigh."""
     sure, vague = torch.full((4, 4), -5.0), torch.full((4, 4), -1.2)

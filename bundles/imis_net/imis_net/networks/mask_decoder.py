@@ -51,14 +51,12 @@ class MaskPrediction:
     def best(
         self,
         min_area: Tensor | None = None,
-        lead: float = 0.0,
         stability_weight: float = 0.0,
         threshold: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Of the three ambiguity-aware masks the one with the highest predicted IoU.
 
         Args:
-            lead: what another than the first of them must be rated higher by.
             stability_weight: what a mask gains by its ``stability`` around ``threshold``.
             min_area: [B] low-resolution pixels below which a mask is no answer while another one is, the single mask
                 of token 0 as the last resort; None is the published rule, which may answer with nothing.
@@ -68,7 +66,6 @@ class MaskPrediction:
         """
         preference = self.iou_predictions.clone()
         preference[:, 0] -= _LESS
-        preference[:, 1] += lead
         if stability_weight:
             preference += stability_weight * self.stability(threshold)
         if min_area is not None:
