@@ -34,7 +34,7 @@ RIM_PX = 2.5
 """What lies on either side of an outline: two pixels and their diagonals."""
 TREND = 0.5
 """Share of the last slice's change that the next one is expected to repeat."""
-SHRINKAGE = 0.75
+SHRINKAGE = 0.5
 """How many mm per mm of depth the next box is smaller than expected, on each side: a target that is larger spills over
 a box that is too small, whereas something is found to fill one that is too large."""
 STANDING_OUT = 0.3
