@@ -181,6 +181,20 @@ def test_a_coarse_image_says_how_large_its_pixels_are():
     assert max(e.pixel_size[0] for e in coarse) > 1.2
 
 
+def test_a_coarse_image_is_enlarged_as_little_as_in_serving(monkeypatch):
+    """Breaks if training stretches small images that serving leaves small, or moves their targets off them."""
+    monkeypatch.setattr(Sampler, "_resolution", lambda self, rng: (64, 32))
+    chosen = Sampler([record()], 512, 2, (), region_probability=0.0, synthetic_probability=0.0, max_enlargement=2.0)
+    for seed in range(10):
+        example = chosen.draw(np.random.default_rng(seed))
+        assert example.pixel_size == (2.0, 2.0)
+        assert example.targets.any((1, 2)).all()
+        assert not example.targets[:, 128:].any()
+        assert not example.targets[:, :, 64:].any()
+        bright, target = example.image[:128, :64, 0].astype(float), example.targets.any(0)[:128, :64]
+        assert abs(bright[target].mean() - bright[~target].mean()) > 20
+
+
 def test_specks_of_a_coarse_image_are_no_targets():
     """Breaks if what would be a few pixels of the imagined image counts by its many pixels in the model frame."""
     labels = np.zeros((128, 128), np.uint16)
