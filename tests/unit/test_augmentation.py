@@ -10,11 +10,11 @@ from imis_net.training.augmentation import (
     random_view,
     random_warp,
     resize_labels,
-    resize_mask,
     warp_image,
     warp_labels,
     whole_view,
 )
+from imis_net.transforms import Frame
 
 FLIPS = list(itertools.product((False, True), repeat=3))
 
@@ -70,7 +70,7 @@ def test_masks_and_labels_resize_to_the_same_place():
     """Breaks if one of the two resizes shifts by half a pixel or swaps the axes."""
     labels = np.zeros((30, 50), np.uint16)
     labels[6:18, 10:40] = 7
-    by_label, by_mask = resize_labels(labels, 128, 128) == 7, resize_mask(labels == 7, 128)
+    by_label, by_mask = resize_labels(labels, 128, 128) == 7, Frame(128).mask(labels == 7)
     for axis in (0, 1):
         ours, theirs = (np.flatnonzero(m.any(axis))[[0, -1]] for m in (by_label, by_mask))
         assert np.abs(ours - theirs).max() <= 1

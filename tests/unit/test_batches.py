@@ -37,7 +37,7 @@ def test_targets_stay_with_their_image() -> None:
         assert e.image == image
         assert e.pixel_size == (number, 1.0)
         assert batch.targets[e.rows].flatten(1).sum(1).tolist() == [number + 1] * e.number
-    assert [batch.num_examples(i) for i in (0, 1)] == [1, 2]
+    assert [1 / e.share for e in batch.examples] == [1, 2, 2]
 
 
 def test_nothing_left_is_no_batch() -> None:

@@ -7,6 +7,8 @@ Source: IMIS-Net (arXiv 2411.12814), section 4.2.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -78,7 +80,7 @@ def random_click(mask: np.ndarray, rng: np.random.Generator, closest_fraction: f
     """
     if not mask.any():
         raise PromptError("cannot click in an empty mask")
-    return clicks_within(_batch(mask), _share(rng), closest_fraction)[0].numpy()
+    return clicks_within(_batch(mask), random_shares([rng]), closest_fraction)[0].numpy()
 
 
 def jittered_box(
@@ -114,7 +116,7 @@ def correction_click(
     """
     if np.array_equal(predicted, target):
         return None
-    clicks, labels = correction_clicks(_batch(predicted), _batch(target), _share(rng))
+    clicks, labels = correction_clicks(_batch(predicted), _batch(target), random_shares([rng]))
     return clicks[0].numpy(), int(labels[0])
 
 
@@ -122,8 +124,9 @@ def _batch(mask: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(mask, bool))[None]
 
 
-def _share(rng: np.random.Generator) -> Tensor:
-    return torch.tensor([rng.random()], dtype=torch.float32)
+def random_shares(rngs: Sequence[np.random.Generator]) -> Tensor:
+    """One of each generator, float32 [B]; see ``clicks_within``."""
+    return torch.tensor([rng.random() for rng in rngs], dtype=torch.float32)
 
 
 def _first(flags: Tensor) -> Tensor:

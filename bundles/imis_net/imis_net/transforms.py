@@ -57,8 +57,10 @@ class Frame:
 
     def mask(self, mask: np.ndarray) -> np.ndarray:
         """bool [H, W] -> bool [S, S]."""
-        soft = self._on_canvas(torch.from_numpy(np.ascontiguousarray(mask))[None, None].float())
         size = (self.side, self.side)
+        if mask.shape == size:
+            return mask
+        soft = self._on_canvas(torch.from_numpy(np.ascontiguousarray(mask))[None, None].float())
         return (F.interpolate(soft, size=size, mode="bilinear", align_corners=False)[0, 0] > 0.5).numpy()
 
     def low_res(self, logits: np.ndarray, beside: float) -> np.ndarray:

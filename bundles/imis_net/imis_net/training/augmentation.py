@@ -122,14 +122,6 @@ def resize_image(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
     return pixels[0].permute(1, 2, 0).numpy()
 
 
-def resize_mask(mask: np.ndarray, side: int) -> np.ndarray:
-    """bool [H, W] -> bool [side, side]."""
-    if mask.shape == (side, side):
-        return mask
-    soft = torch.from_numpy(mask)[None, None].float()
-    return (F.interpolate(soft, size=(side, side), mode="bilinear", align_corners=False)[0, 0] > 0.5).numpy()
-
-
 def resize_labels(label_map: np.ndarray, rows: int, columns: int) -> np.ndarray:
     """uint16 [H, W] -> uint16 [rows, columns], the nearest pixel."""
     height, width = label_map.shape
@@ -164,7 +156,7 @@ def random_intensity(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _stained(x: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """float32 [S, S, 3] with colours that follow the brightness along a bent path, as stains and endoscopes give."""
     knots = np.linspace(0, 1, 5)
-    ground = np.stack([knots, knots, knots]) * rng.uniform(0.2, 1.2, (3, 1)) + rng.normal(0, 0.2, (3, 5))
+    ground = knots * rng.uniform(0.2, 1.2, (3, 1)) + rng.normal(0, 0.2, (3, 5))
     levels = np.clip(ground, 0, 1).astype(np.float32)
     return np.stack([np.interp(x[..., c], knots, levels[c]) for c in range(3)], axis=-1).astype(np.float32)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,16 +16,18 @@ from imis_net.training.sampler import Example, Sampler
 
 
 @dataclass(frozen=True)
-class Target:
+class BatchedExample:
     """An example's rows among a batch's targets, and what it says of them.
 
     Attributes:
         image: index of its image in the batch.
+        share: of its image, which all examples of one share alike.
         rows: of ``Batch.targets``.
         texts, pixel_size: see ``Example``.
     """
 
     image: int
+    share: float
     rows: slice
     texts: tuple[str, ...] | None
     pixel_size: tuple[float, float]
@@ -51,7 +53,7 @@ class Batch:
     positions: Sequence[int]
     images: Tensor
     targets: Tensor
-    examples: Sequence[Target]
+    examples: Sequence[BatchedExample]
     coverages: Sequence[Coverage]
 
     @classmethod
@@ -64,7 +66,7 @@ class Batch:
         for i, (_, of_image) in enumerate(drawn):
             for example in of_image:
                 rows = slice(start, start + len(example.targets))
-                examples.append(Target(i, rows, example.texts, example.pixel_size))
+                examples.append(BatchedExample(i, 1 / len(of_image), rows, example.texts, example.pixel_size))
                 start = rows.stop
         return cls(
             positions=[position for position, _ in drawn],
@@ -74,15 +76,12 @@ class Batch:
             coverages=[of_image[0].coverage for _, of_image in drawn],
         )
 
-    def num_examples(self, image: int) -> int:
-        return sum(e.image == image for e in self.examples)
-
-    def calls(self, limit: int) -> Iterator[list[Target]]:
+    def calls(self, limit: int) -> Iterator[list[BatchedExample]]:
         """The examples by decoder call, at most ``limit`` in one.
 
         Examples share a call if all or none of them have texts and they have equally many targets.
         """
-        alike: dict[tuple[bool, int], list[Target]] = {}
+        alike: dict[tuple[bool, int], list[BatchedExample]] = {}
         for example in self.examples:
             waiting = alike.setdefault((example.texts is None, example.number), [])
             waiting.append(example)
@@ -93,7 +92,7 @@ class Batch:
 
 
 def read_batches(
-    sampler: Sampler | EpochSampler, seed: Sequence[int], steps: Sequence[list[int]], num_workers: int
+    sampler: Sampler | EpochSampler, seed: Sequence[int], steps: Iterable[list[int]], num_workers: int
 ) -> Iterator[Batch | None]:
     """The batch of each step, read ahead by ``num_workers`` processes; what is drawn at a position depends on it and
     the seed alone.

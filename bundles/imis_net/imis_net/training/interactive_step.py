@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from imis_net.errors import DatasetError
 from imis_net.losses import InteractiveLoss
 from imis_net.networks.imis_net import IMISNet
-from imis_net.simulation import box_offsets, boxes_around, clicks_within, correction_clicks
+from imis_net.simulation import box_offsets, boxes_around, clicks_within, correction_clicks, random_shares
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class InteractiveStep:
             ("point_coords", "point_labels", "boxes", "text", "low_res_masks")
         )
         if "click" in kinds:
-            prompt["point_coords"] = clicks_within(targets, _shares(rngs), self.policy.closest_fraction)[:, None]
+            prompt["point_coords"] = clicks_within(targets, random_shares(rngs), self.policy.closest_fraction)[:, None]
             prompt["point_labels"] = torch.ones(len(targets), 1, dtype=torch.long, device=targets.device)
         if "box" in kinds:
             offset = self.policy.max_offset_px
@@ -157,7 +157,7 @@ class InteractiveStep:
         rngs: Sequence[np.random.Generator],
     ) -> dict[str, Tensor | None]:
         """The next round's prompt; a target without error gets a confirming click, so that all have equally many."""
-        clicks, kinds = correction_clicks(predicted, targets, _shares(rngs))
+        clicks, kinds = correction_clicks(predicted, targets, random_shares(rngs))
         new_coords, new_labels = clicks[:, None], kinds[:, None]
         if self.policy.keep_clicks and prompt["point_coords"] is not None and prompt["point_labels"] is not None:
             new_coords = torch.cat([prompt["point_coords"], new_coords], dim=1)
@@ -170,10 +170,6 @@ class InteractiveStep:
             "text": prompt["text"] if self.policy.keep_clicks else None,
             "low_res_masks": best if keep_mask else None,
         }
-
-
-def _shares(rngs: Sequence[np.random.Generator]) -> Tensor:
-    return torch.tensor([rng.random() for rng in rngs], dtype=torch.float32)
 
 
 def _mean_dice(predicted: Tensor, truth: Tensor) -> Tensor:

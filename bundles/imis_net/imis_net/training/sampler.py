@@ -16,7 +16,6 @@ from imis_net.training.augmentation import (
     random_warp,
     resize_image,
     resize_labels,
-    resize_mask,
     synthetic_contrast,
     warp_image,
     warp_labels,
@@ -145,9 +144,10 @@ class Sampler:
             image = resize_image(image, *smaller)
             views = [(resize_labels(label_map, *smaller), names) for label_map, names in views]
         canvas_rows, canvas_columns = self._frame.canvas((rows, columns))
-        beside = _share_of(image.shape[0], canvas_rows / rows), _share_of(image.shape[1], canvas_columns / columns)
-        image = resize_image(_padded(image, beside), self.image_size, self.image_size)
-        views = [(_padded(label_map, beside), names) for label_map, names in views]
+        height, width = round(image.shape[0] * canvas_rows / rows), round(image.shape[1] * canvas_columns / columns)
+        canvas = View(0, 0, height, width)
+        image = resize_image(canvas.apply(image), self.image_size, self.image_size)
+        views = [(canvas.apply(label_map), names) for label_map, names in views]
         pixel_size = self.image_size / canvas_columns, self.image_size / canvas_rows
         named = [
             (crop, int(v), names.get(int(v), ""))
@@ -161,7 +161,7 @@ class Sampler:
             label_map = resize_labels(views[rng.integers(len(views))][0], self.image_size, self.image_size)
             image = synthetic_contrast(label_map, image, rng)
         chosen = [named[i] for i in _choose(len(named), self.num_targets, rng)]
-        targets = np.stack([resize_mask(crop == value, self.image_size) for crop, value, _ in chosen])
+        targets = np.stack([Frame(self.image_size).mask(crop == value) for crop, value, _ in chosen])
         if not targets.any((1, 2)).all():
             return None
         texts = tuple(canonical_name(name) for _, _, name in chosen)
@@ -227,16 +227,6 @@ def _unnamed_targets(record: Record, num_tissues: int) -> np.ndarray:
         return intensity_classes(record.image, num_tissues) if num_tissues else interactive_map(record)
     except ValueError:  # too few grey values for so many tissues
         return interactive_map(record)
-
-
-def _share_of(number: int, factor: float) -> int:
-    """What is missing to ``factor`` times the number."""
-    return round(number * factor) - number
-
-
-def _padded(array: np.ndarray, beside: tuple[int, int]) -> np.ndarray:
-    """[H, W, ...] with rows below and columns to the right of 0."""
-    return np.pad(array, [(0, beside[0]), (0, beside[1])] + [(0, 0)] * (array.ndim - 2))
 
 
 def _values(label_map: np.ndarray) -> np.ndarray:

@@ -262,8 +262,7 @@ class _Run:
 
     def _batches(self, stage: Stage, steps: range) -> Iterator[Batch | None]:
         """This process's images of each step."""
-        first = [(n - 1) * stage.num_images for n in steps]
-        mine = [list(self.world.mine(range(f, f + stage.num_images))) for f in first]
+        mine = (self.world.mine(range((n - 1) * stage.num_images, n * stage.num_images)) for n in steps)
         return read_batches(stage.sampler, [self.trainer.seed, self.place.stage], mine, self.trainer.num_workers)
 
     def _one_step(self, stage: Stage, number: int, done: float, batch: Batch | None) -> None:
@@ -302,7 +301,7 @@ class _Run:
             own = tuple(leaf[images] for leaf in leaves)
             targets = torch.cat([batch.targets[e.rows] for e in examples])
             texts = None if examples[0].texts is None else [t for e in examples for t in e.texts or ()]
-            share = sum(1 / batch.num_examples(i) for i in images) / (stage.num_images * num_rounds)
+            share = sum(e.share for e in examples) / (stage.num_images * num_rounds)
             rounds = self.interact.rounds(
                 own, targets, texts, [rngs[i] for i in images], [e.pixel_size for e in examples]
             )
