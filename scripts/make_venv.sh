@@ -21,7 +21,7 @@ fi
 
 hash="$(.venv/bin/python -c 'import hashlib, pathlib; print(hashlib.sha256(pathlib.Path("requirements.txt").read_bytes()).hexdigest())')"
 if [ "$(cat .venv/requirements.sha256 2>/dev/null || true)" != "$hash" ]; then
-  echo "installing requirements.txt (several minutes and some GB the first time)"
+  echo "installing requirements.txt (several minutes and 10 GB the first time; $(df -Ph . | awk 'NR == 2 {print $4}') free here)"
   .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >/dev/null
   .venv/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -r requirements.txt
   echo "$hash" >.venv/requirements.sha256 # last, so that an interrupted installation is taken up again
