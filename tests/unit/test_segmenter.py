@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from imis_net.networks.build import BUILDERS, imis_net_compact
+from imis_net.networks.mask_decoder import MaskPrediction
 from imis_net.prompts import ImageEmbedding, Prompt
 from imis_net.segmenter import COMPACT_RULE, PUBLISHED_RULE, TorchSegmenter, _expected_iou, _min_area, answer_rule
 
@@ -129,3 +130,14 @@ def test_a_name_is_rated_by_how_sure_its_pixels_are(segmenter, embedding):
     rated = [_expected_iou(torch.from_numpy(p.low_res_mask)[None], -0.5).item() for p in (by_name, by_both)]
     assert by_name.iou_prediction == pytest.approx(rated[0], abs=1e-5)
     assert by_both.iou_prediction != pytest.approx(rated[1], abs=1e-3)
+
+
+@pytest.mark.parametrize(("by_mask", "taken"), [(True, 2), (False, 1)])
+def test_of_a_names_candidates_the_surest_is_taken(segmenter, by_mask, taken):
+    """Breaks if a name's mask is still chosen by the token that does not see where the name was found."""
+    masks = torch.full((1, 4, 16, 16), -20.0)
+    masks[:, 1, :8], masks[:, 2, :8] = -0.4, 20.0
+    ratings, nothing = torch.tensor([[0.0, 0.9, 0.5, 0.0]]), torch.zeros(1, 9, 8)
+    output = MaskPrediction(masks, ratings, torch.zeros(1, 4, 512), nothing, nothing)
+    (answer,) = segmenter._answers(output, None, (64, 64), by_mask)
+    assert np.array_equal(answer.low_res_mask, masks[0, taken])

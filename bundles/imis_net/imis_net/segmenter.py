@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -159,9 +159,9 @@ class TorchSegmenter:
     def _answers(
         self, output: MaskPrediction, min_area: torch.Tensor | None, size: tuple[int, int], is_rated_by_mask: bool
     ) -> list[Prediction]:
-        low_res, iou, index = output.best(min_area, self.rule.stability_weight, self.rule.mask_threshold)
         if is_rated_by_mask:
-            iou = _expected_iou(low_res[:, 0], self.rule.mask_threshold)
+            output = replace(output, iou_predictions=_expected_iou(output.low_res_masks, self.rule.mask_threshold))
+        low_res, iou, index = output.best(min_area, self.rule.stability_weight, self.rule.mask_threshold)
         logits = self.frame.to_original(low_res, size)
         masks = (logits > self.rule.mask_threshold)[:, 0].cpu().numpy()
         rows = torch.arange(len(index))
@@ -202,8 +202,9 @@ class AnswerRule:
         may_answer_nothing: whether an empty mask is an answer to a box or a click.
         mask_threshold: the logit above which a pixel belongs to the mask.
         stability_weight: what a candidate gains by depending little on where the threshold lies.
-        rates_names_by_mask: whether the predicted IoU of a name alone follows from the certainty of its mask's pixels.
-            A network that grounds names finds them past the token that it rates masks by.
+        rates_names_by_mask: whether the predicted IoU of a name alone follows from the certainty of its mask's pixels,
+            and with it which candidate is taken. A network that grounds names finds them past the token that it rates
+            masks by.
     """
 
     may_answer_nothing: bool
@@ -229,11 +230,11 @@ def answer_rule(name: str) -> AnswerRule:
 
 
 def _expected_iou(logits: torch.Tensor, threshold: float) -> torch.Tensor:
-    """Logits [B, h, w] -> [B] the IoU that a mask of those above the threshold has with a target whose pixels are as
-    likely as they say, even odds at the threshold; 0 for an empty mask."""
+    """Logits [..., h, w] -> [...] the IoU that a mask of those above the threshold has with a target whose pixels are
+    as likely as they say, even odds at the threshold; 0 for an empty mask."""
     likely, mask = (logits - threshold).sigmoid(), logits > threshold
-    common = (likely * mask).sum((1, 2))
-    return common / (likely.sum((1, 2)) + mask.sum((1, 2)) - common).clamp_min(1e-6)
+    common = (likely * mask).sum((-2, -1))
+    return common / (likely.sum((-2, -1)) + mask.sum((-2, -1)) - common).clamp_min(1e-6)
 
 
 def _min_area(tensors: Mapping[str, torch.Tensor | None], num_prompts: int) -> torch.Tensor:
