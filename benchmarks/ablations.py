@@ -149,7 +149,7 @@ def _scores(segmenter: Segmenter, data: Path) -> list[tuple[str, float]]:
     by_mask = mean_by_round(
         segmenter, btcv, "click", NUM_CORRECTIONS, range(1), use_previous_mask=True, keep_clicks=False
     )
-    by_clicks = mean_by_round(segmenter, btcv, "click", NUM_CORRECTIONS, range(1))
+    by_clicks = mean_by_round(segmenter, btcv, "click", NUM_CORRECTIONS, range(1), use_previous_mask=False)
     return [
         ("box", mean_by_round(segmenter, btcv, "box", 0, range(1))[0]),
         ("click", by_mask[0]),

@@ -3,7 +3,8 @@
     python benchmarks/accuracy.py --data DIR [--weights FILE] [--num-seeds 3]
 
 DIR holds an index.json. BTCV's validation patients are not trained on, but chose the checkpoint. "Never trained on" is
-the mean over data sets, each the mean of its masks. Boxes are moved by up to 5 px a side; clicks are uniform.
+the mean over data sets, each the mean of its masks. Boxes are moved by up to 5 px a side; clicks are uniform; each
+builds on the mask of those before it, as in the app.
 Writes results/accuracy.csv; exit status 1 if any claim falls short.
 """
 
@@ -101,9 +102,11 @@ def mean_by_round(
     num_rounds: int,
     seeds: range,
     human_clicks: bool = False,
+    use_previous_mask: bool = True,
     **annotator: float,
 ) -> list[float]:
-    """Mean Dice over masks and seeds after each round; NaN where there is nothing to score."""
+    """Mean Dice over masks and seeds after each round, answered as the app does unless the previous mask is not to be
+    used; NaN where there is nothing to score."""
     scores = [
         score
         for seed in seeds
@@ -115,6 +118,7 @@ def mean_by_round(
             seed,
             min_pixels=MIN_PIXELS,
             human_clicks=human_clicks,
+            use_previous_mask=use_previous_mask,
             **annotator,
         )
     ]

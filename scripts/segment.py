@@ -25,6 +25,7 @@ from imis_net.images import Volume, read_volume
 from imis_net.overlay import draw_overlay
 from imis_net.prompts import Prediction, Prompt
 from imis_net.segmenter import DEFAULT_MODEL, load_segmenter
+from imis_net.stepwise import StepwisePredictor
 from imis_net.stopwatch import Stopwatch
 from imis_net.volume import Window
 
@@ -61,7 +62,7 @@ def segment(args: argparse.Namespace) -> dict[str, object]:
     watch.lap("load_model")
     embedding = segmenter.encode_image(image)
     watch.lap("encode")
-    prediction = segmenter.predict(embedding, prompt)
+    prediction = StepwisePredictor().predict(segmenter, embedding, args.image, prompt)
     watch.lap("predict")
     pictures = {args.out: prediction.mask.astype(np.uint8) * 255}
     if args.overlay:

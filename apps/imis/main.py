@@ -48,7 +48,6 @@ from lib.publication import Publication, served_weights  # noqa: E402
 from lib.retraining import RetrainTask, give_way, new_labels, retraining_dir  # noqa: E402
 from lib.score_store import ScoreStore  # noqa: E402
 from lib.segmenters import build_segmenter  # noqa: E402
-from lib.sessions import PromptMemory  # noqa: E402
 from lib.strategies import ScoreImages, Scorer, strategies  # noqa: E402
 from lib.targets import Targets  # noqa: E402
 from lib.telemetry import Telemetry  # noqa: E402
@@ -105,11 +104,10 @@ class ImisApp(MONAILabelApp):
         # Triton keeps its own; and two processes in one folder would remove each other's files.
         keeps = config.disk_cache_bytes and config.segmenter != "triton" and not self.task
         disk = EmbeddingDisk(state / "embeddings", config.disk_cache_bytes) if keeps else None
-        self.engine = Engine(segmenter, config.cache_bytes, self.telemetry, disk, config.prefetch)
+        self.engine = Engine(segmenter, config.cache_bytes, self.telemetry, disk, config.prefetch, config.previous_mask)
         labels = config.labels or segmenter.known_texts or tuple(category.name for category in load_categories())
-        memory = PromptMemory() if config.previous_mask else None
         return {
-            "imis": InteractiveTask(self.engine, labels, memory),
+            "imis": InteractiveTask(self.engine, labels),
             "imis_text": TextTask(self.engine, labels, config.min_iou),
             "imis_propagate": PropagateTask(self.engine, labels),
         }

@@ -43,7 +43,7 @@ class Config:
         triton_deadline_s: what Triton may take for a click or an image before torch answers in its place.
         labels: names that viewers offer; () is what the model was trained on.
         min_iou: when every category is asked for at once, those with a lower predicted IoU are left out.
-        previous_mask: feed the last low-res mask back when a prompt only adds to the previous one.
+        previous_mask: each click of a prompt builds on the mask of those before it.
         workers: threads that segment, convert and encode.
         max_queued: requests that may wait for one; a further one is answered 429.
         state_dir: where embeddings and prompts outlive the server; None is a hidden folder beside the studies.
@@ -75,7 +75,7 @@ class Config:
     triton_deadline_s: float = 2.0
     labels: tuple[str, ...] = ()
     min_iou: float = 0.5
-    previous_mask: bool = False
+    previous_mask: bool = True
     workers: int = field(default_factory=lambda: max(4, os.cpu_count() or 1))
     max_queued: int = 64
     state_dir: Path | None = None

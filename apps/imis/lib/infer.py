@@ -25,13 +25,13 @@ from imis_net.images import Volume, write_mask_nrrd
 from imis_net.interruption import Interrupted, make_interruptible
 from imis_net.networks.build import COMPACT_CATEGORIES, COMPACT_TAUGHT_ABSENT
 from imis_net.networks.encoder import ImageEncoder
-from imis_net.prompts import ImageEmbedding, Prediction
+from imis_net.prompts import ImageEmbedding, Prediction, Prompt
 from imis_net.segmenter import Segmenter, TorchSegmenter
+from imis_net.stepwise import StepwisePredictor
 from imis_net.stopwatch import Stopwatch
 from lib.pictures import Picture, PictureCache, Place
 from lib.prefetch import Prefetcher
 from lib.request import Request, Target, classes_request, interactive_request
-from lib.sessions import PromptMemory
 from lib.telemetry import Telemetry
 from lib.volumes import VolumeCache
 
@@ -51,8 +51,11 @@ class Engine:
         telemetry: Telemetry | None = None,
         disk: EmbeddingDisk | None = None,
         prefetch: int = 0,
+        previous_mask: bool = True,
     ) -> None:
+        """``previous_mask``: each click of a prompt builds on the mask of those before it (``imis_net.stepwise``)."""
         self.use(segmenter)
+        self._steps = StepwisePredictor() if previous_mask else None
         self.telemetry = telemetry or Telemetry()
         self.is_warm = threading.Event()
         self.volumes = VolumeCache(cache_bytes // 2)
@@ -98,6 +101,14 @@ class Engine:
                     raise
                 # A click waited for a run that was done ahead and gave way to it: now it is the click's own.
 
+    def predict(
+        self, segmenter: Segmenter, embedding: ImageEmbedding, picture: Picture, prompts: Sequence[Prompt]
+    ) -> list[Prediction]:
+        """Targets of the picture that was embedded, in the prompts' order."""
+        if self._steps is None:
+            return segmenter.predict_batch(embedding, prompts)
+        return self._steps.predict_batch(segmenter, embedding, picture.digest, prompts)
+
     def _encode_ahead(self, place: Place) -> None:
         self.embed(self.segmenter, place.picture(), is_ahead=True)
 
@@ -141,7 +152,6 @@ class _ImisTask(InferTask):
         description: str,
         config: dict[str, object],
         min_iou: float = 0.0,
-        memory: PromptMemory | None = None,
     ) -> None:
         # Dimension 3, although each mask is of one slice: at 2 Slicer sends its roi with the slice in millimetres and
         # drops the clicks of other slices, and OHIF's panel fails without a foreground click.
@@ -149,7 +159,6 @@ class _ImisTask(InferTask):
         self.engine = engine
         self.categories = tuple(labels)
         self.min_iou = min_iou
-        self.memory = memory
 
     def is_valid(self) -> bool:
         return True
@@ -218,15 +227,7 @@ class _ImisTask(InferTask):
         is_upload = bool(request.get("is_upload"))
         embedding, is_hit = self.engine.embed(segmenter, picture, is_stored=not is_upload)
         watch.lap("encode")
-        prompts = [target.prompt for target in targets]
-        if self.memory:
-            user = str(request.get("client_id") or request.get("session_id") or "")
-            keys = [(user, picture.digest, target.name) for target in targets]
-            prompts = [self.memory.continued(key, prompt) for key, prompt in zip(keys, prompts, strict=True)]
-        predictions = segmenter.predict_batch(embedding, prompts)
-        if self.memory:
-            for key, prompt, prediction in zip(keys, prompts, predictions, strict=True):
-                self.memory.remember(key, prompt, prediction)
+        predictions = self.engine.predict(segmenter, embedding, picture, [target.prompt for target in targets])
         watch.lap("predict")
         if not is_upload:
             self.engine.prefetcher.around(place)
@@ -240,14 +241,13 @@ class _ImisTask(InferTask):
 class InteractiveTask(_ImisTask):
     """``imis``: clicks, a box, text, in any combination; values count from 1 in the request's order."""
 
-    def __init__(self, engine: Engine, labels: Sequence[str], memory: PromptMemory | None = None) -> None:
+    def __init__(self, engine: Engine, labels: Sequence[str]) -> None:
         super().__init__(
             engine,
             InferType.DEEPGROW,
             list(labels),
             "Segments what you click, box or name, on one slice at a time",
             {**_OPTIONS, "prompt": ["points", "box"]},
-            memory=memory,
         )
 
     def parse(self, params: Mapping[str, object], shape: tuple[int, int, int]) -> Request:

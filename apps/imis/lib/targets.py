@@ -223,7 +223,7 @@ class Targets:
             watch.lap("slice")
             embedding, _ = self.engine.embed(segmenter, picture)
             watch.lap("encode")
-            predictions[index] = segmenter.predict(embedding, prompt)
+            (predictions[index],) = self.engine.predict(segmenter, embedding, picture, [prompt])
             watch.lap("predict")
             self.engine.prefetcher.around(place)
         return view, predictions

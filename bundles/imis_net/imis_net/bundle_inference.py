@@ -17,6 +17,7 @@ from imis_net.images import read_volume, write_mask_nrrd
 from imis_net.overlay import draw_overlay
 from imis_net.prompts import Prompt
 from imis_net.segmenter import load_segmenter
+from imis_net.stepwise import StepwisePredictor
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ class BundleInference:
         index = volume.num_slices() // 2 if self.slice_index is None else self.slice_index
         pixels = volume.slice_rgb(index)
         segmenter = load_segmenter(self.model, self.weights, self.device)
-        prediction = segmenter.predict(segmenter.encode_image(pixels), prompt)
+        embedding = segmenter.encode_image(pixels)
+        prediction = StepwisePredictor().predict(segmenter, embedding, self.image, prompt)
         out = Path(self.output_dir)
         out.mkdir(parents=True, exist_ok=True)
         stem = Path(self.image).name.split(".")[0]

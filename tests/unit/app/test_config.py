@@ -28,7 +28,7 @@ def test_values_are_typed(tmp_path: Path) -> None:
         "threads": "2",
         "labels": "liver, left kidney",
         "min_iou": "0.25",
-        "previous_mask": "True",
+        "previous_mask": "False",
         "image_size": "256",
         "server_mode": "true",
     }
@@ -38,7 +38,7 @@ def test_values_are_typed(tmp_path: Path) -> None:
         threads=2,
         labels=("liver", "left kidney"),
         min_iou=0.25,
-        previous_mask=True,
+        previous_mask=False,
         image_size=256,
     )
     assert read_config(conf).architecture == {"image_size": 256}

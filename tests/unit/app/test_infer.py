@@ -9,13 +9,13 @@ import pytest
 import SimpleITK as sitk
 import torch
 
+from imis_net import stepwise
 from imis_net.images import read_volume
 from imis_net.networks.build import COMPACT_CATEGORIES, COMPACT_TAUGHT_ABSENT, imis_net_compact
 from imis_net.prompts import Prediction, Prompt
 from imis_net.segmenter import TorchSegmenter
 from lib.infer import Engine, InteractiveTask, TextTask, _painted
 from lib.request import Target
-from lib.sessions import PromptMemory
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +82,19 @@ def test_a_guessed_category_needs_confidence(engine: Engine, volume: Path) -> No
     assert report["iou_predictions"] == []
 
 
-def test_the_previous_mask_is_used_only_for_what_adds_to_it(engine: Engine, volume: Path) -> None:
-    """Breaks when the memory is never asked, or an independent click starts from the last mask."""
-    plain, remembering = (InteractiveTask(engine, COMPACT_CATEGORIES, m) for m in (None, PromptMemory()))
+def test_a_click_builds_on_the_mask_of_those_before_it(engine: Engine, volume: Path, monkeypatch) -> None:
+    """Breaks when a further click is asked without the mask before it, or otherwise for whoever asks it cold."""
+    monkeypatch.setattr(stepwise, "MIN_FED_BACK", 0.0)
     first, second = [[3, 2, 3]], [[3, 2, 3], [40, 30, 3]]
-    _segment(remembering, volume, foreground=first, label="a")
-    _, refined = _segment(remembering, volume, foreground=second, label="a")
-    _, other = _segment(remembering, volume, foreground=second, label="b")
-    _, expected = _segment(plain, volume, foreground=second, label="b")
-    assert other["iou_prediction"] == expected["iou_prediction"] != refined["iou_prediction"]
+    alone = Engine(engine.segmenter, 10**7, previous_mask=False)
+    answers = []
+    for own in (engine, Engine(engine.segmenter, 10**7), alone):
+        task = InteractiveTask(own, COMPACT_CATEGORIES)
+        if own is engine:
+            _segment(task, volume, foreground=first)
+        answers.append(_segment(task, volume, foreground=second)[1]["iou_prediction"])
+    warm, cold, without = answers
+    assert warm == cold != without
 
 
 def test_where_masks_overlap_the_surer_one_wins(volume: Path) -> None:

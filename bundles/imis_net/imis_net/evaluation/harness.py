@@ -6,6 +6,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from imis_net.metrics import dice, iou, surface_dice
 from imis_net.prompts import Prompt
 from imis_net.segmenter import Segmenter
 from imis_net.simulation import correction_click, jittered_box, random_click
+from imis_net.stepwise import StepwisePredictor
 from imis_net.training.dataset import Record
 from imis_net.training.sampler import canonical_name
 
@@ -23,7 +25,7 @@ STRATEGIES = ("click", "box", "text", "text+click", "box+click")
 class Score:
     """One target after one round (0 = the first prompt).
 
-    ``target`` counts the record's targets; ``milliseconds`` is this round's decoder call.
+    ``target`` counts the record's targets; ``milliseconds`` is what the decoder took in this round.
     """
 
     case: str
@@ -66,8 +68,9 @@ def evaluate(
     click falls on a person's scribble, and records without scribbles are left out: simulated clicks flatter.
     ``watch`` sees each score with its image, truth, mask and prompt. ``closest_fraction`` and ``max_offset_px`` are
     the first click's and the box's, as ``simulation`` has them. ``with_surface=False`` leaves ``nsd`` NaN: it takes
-    as long as the decoder. Without ``keep_clicks`` a correction is its click alone, beside the previous mask where that
-    is used, as the paper trains and IMIS-Bench tests.
+    as long as the decoder. With ``use_previous_mask`` prompts are answered as the app does, each part beside the mask
+    of those before it (``stepwise``). Without ``keep_clicks`` a correction is its click alone, beside the previous mask
+    where that is used, as the paper trains and IMIS-Bench tests.
     """
     if strategy not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {strategy!r}")
@@ -75,6 +78,10 @@ def evaluate(
         if human_clicks and not record.scribbles:
             continue
         embedding = segmenter.encode_image(record.image)
+        if use_previous_mask and keep_clicks:
+            predict = partial(StepwisePredictor().predict, segmenter, embedding, record.case)
+        else:
+            predict = partial(segmenter.predict, embedding)
         for i, (name, truth) in enumerate(record.masks(min_pixels)):
             if "text" in strategy and not _knows(segmenter, name):
                 continue
@@ -83,7 +90,7 @@ def evaluate(
             prompt = first_prompt(truth, canonical_name(name), strategy, rng, drawn, closest_fraction, max_offset_px)
             for round_index in range(num_rounds + 1):
                 start = time.perf_counter()
-                prediction = segmenter.predict(embedding, prompt)
+                prediction = predict(prompt)
                 elapsed_ms = 1000 * (time.perf_counter() - start)
                 score = Score(
                     case=record.case,
@@ -106,7 +113,8 @@ def evaluate(
                 click = correction_click(prediction.mask, truth, rng)
                 if click is not None and round_index < num_rounds:
                     before = prompt if keep_clicks else None
-                    prompt = with_click(before, *click, prediction.low_res_mask if use_previous_mask else None)
+                    fed_back = prediction.low_res_mask if use_previous_mask and not keep_clicks else None
+                    prompt = with_click(before, *click, fed_back)
 
 
 def first_prompt(
