@@ -103,10 +103,16 @@ def interleaved(calls: Sequence[Callable[[], object]], num_calls: int = NUM_CALL
     return [1e3 * float(np.median(own)) for own in seconds]
 
 
-def matrix_gflops(kind: torch.dtype = torch.float32) -> float:
+def matrix_gflops() -> float:
     """Matrix products of this machine on torch's threads, GFLOP/s."""
+    products, gflop = matrix_products()
+    return gflop / (interleaved([products])[0] / 1e3)
+
+
+def matrix_products(kind: torch.dtype = torch.float32, number: int = 1) -> tuple[Callable[[], object], float]:
+    """So many products of a ViT-B layer's size, to be timed beside other work, and their GFLOP."""
     a, b = torch.randn(4096, 768).to(kind), torch.randn(768, 3072).to(kind)
-    return 2 * a.numel() * b.shape[1] / 1e9 / (interleaved([lambda: a @ b])[0] / 1e3)
+    return lambda: [a @ b for _ in range(number)], number * 2 * a.numel() * b.shape[1] / 1e9
 
 
 if __name__ == "__main__":

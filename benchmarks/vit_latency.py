@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "bundles" / "imis_net")]
 
 from claims import Claim, report
-from export_latency import interleaved, matrix_gflops
+from export_latency import interleaved, matrix_products
 from segment_anything.modeling import ImageEncoderViT as StockEncoder
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -39,6 +39,8 @@ from imis_net.networks.imis_net import IMISNet
 from imis_net.serving.tensors import POINT_COORDS, POINT_LABELS
 
 NUM_ENCODED, NUM_CLICKS, NUM_OBJECTS = 3, 9, 8
+NUM_PRODUCTS = 50
+"""About a second of them, as long as an image takes: a machine is faster for a moment than for long."""
 FASTEST = Build("openvino", "bf16")
 ENCODER_BUILDS = (Build("openvino"), FASTEST)
 """ONNX Runtime is slower here, and would keep gigabytes of attention beside theirs."""
@@ -75,19 +77,22 @@ def encoder(network: IMISNet, graphs: dict[str, export.Graph], folder: Path) -> 
     images = graphs[export.TRUNK].at(1, 0)[export.IMAGES]
     gflop = _gflop(lambda: network.encode_image(images))
     expected = network.encode_image(images)[0].numpy()
-    rate = matrix_gflops(torch.bfloat16)
+    products, products_gflop = matrix_products(torch.bfloat16, NUM_PRODUCTS)
     ways = {str(build): GraphEncoder(folder, build) for build in ENCODER_BUILDS}
     side = network.image_size
     stock = StockEncoder(side, use_rel_pos=True, window_size=14, global_attn_indexes=VIT_B.global_attn_indexes).eval()
     encoders = [stock, network.encode_image, *ways.values()]
-    stock_ms, eager_ms, *times_ms = interleaved([lambda e=e: e(images) for e in encoders], NUM_ENCODED)  # type: ignore[misc]
+    calls = [lambda e=e: e(images) for e in encoders]  # type: ignore[misc]
+    stock_ms, eager_ms, *times_ms, products_ms = interleaved([*calls, products], NUM_ENCODED)
+    rate = products_gflop / products_ms * 1e3
     for (name, encode), time_ms in zip(ways.items(), times_ms, strict=True):
         error = export.relative_error(encode(images)[0].numpy(), expected)
         beside = f"graphs {time_ms / 1e3:.2f} s, {gflop:.0f} GFLOP, error {error:.1e}"
+        # The goal is of torch as it is published; our own eager encoder is faster, and stands beside it.
         goal = 6.5 if name == str(FASTEST) else 1.0
-        for whose, torch_ms in (("segment-anything's torch", stock_ms), ("torch", eager_ms)):
+        for whose, torch_ms, bound in (("segment-anything's torch", stock_ms, goal), ("our torch", eager_ms, 1.0)):
             what, own = f"ViT-B encoder at {side} px, {whose} / {name}", f"torch {torch_ms / 1e3:.2f} s, {beside}"
-            yield Claim(what, torch_ms / time_ms, goal, beside=own)
+            yield Claim(what, torch_ms / time_ms, bound, beside=own)
     share = gflop / times_ms[-1] * 1e3 / rate
     beside = f"{rate:.0f} GFLOP/s measured, floor {gflop / rate:.2f} s"
     yield Claim(f"ViT-B encoder at {side} px, {FASTEST}, share of the bf16 matrix rate", share, 0.7, beside=beside)
@@ -98,16 +103,17 @@ def decoder(graph: export.Graph, folder: Path) -> Iterator[Claim]:
     one, many = _clicks(graph, 1), _clicks(graph, NUM_OBJECTS)
     gflops = [_gflop(lambda given=given: graph.module(*_tensors(given))) for given in (one, many)]  # type: ignore[misc]
     runs = {str(build): open_graph(folder, DECODER, build).run for build in DECODER_BUILDS}
-    calls = [lambda given=given: graph.module(*_tensors(given)) for given in (one, many)]  # type: ignore[misc]
-    calls += [lambda run=run, given=given: run(given) for run in runs.values() for given in (one, many)]  # type: ignore[misc]
-    times_ms = np.reshape(interleaved(calls, NUM_CLICKS), (-1, 2))
+    ways = [lambda given: graph.module(*_tensors(given)), *runs.values()]
+    # Clicks among clicks, as a server has them: what follows eight objects finds caches and memory that were theirs.
+    eager_ms, *graph_ms = interleaved([lambda way=way: way(one) for way in ways], NUM_CLICKS)  # type: ignore[misc]
     expected = graph.module(*_tensors(one))[0].numpy()
-    (eager_ms, _), *graph_ms = times_ms
-    for (name, run), (time_ms, _) in zip(runs.items(), graph_ms, strict=True):
+    for (name, run), time_ms in zip(runs.items(), graph_ms, strict=True):
         beside = f"torch {eager_ms:.0f} ms, graph {time_ms:.0f} ms, {gflops[0]:.1f} GFLOP, "
         beside += f"error {export.relative_error(run(one)[0], expected):.1e}"
         goal = 3.0 if name == str(FASTEST) else 1.0
         yield Claim(f"768-wide decoder, one click, torch / {name}", eager_ms / time_ms, goal, beside=beside)
+    calls = [lambda way=way, given=given: way(given) for way in ways for given in (one, many)]  # type: ignore[misc]
+    times_ms = np.reshape(interleaved(calls, NUM_CLICKS), (-1, 2))
     for name, (alone_ms, together_ms) in zip(("torch", *runs), times_ms, strict=True):
         each_ms = together_ms / NUM_OBJECTS
         beside = f"{each_ms:.1f} of {alone_ms:.1f} ms; by arithmetic {gflops[1] / NUM_OBJECTS / gflops[0]:.3f}"
