@@ -44,7 +44,8 @@ def test_clicks_are_grouped_by_number_and_never_padded(segmenter, embedding, cal
     """Breaks if shorter lists of clicks are filled up with "no point", which changes their masks."""
     segmenter.predict_batch(embedding, [clicks((1, 2)), clicks((3, 4), (5, 6)), clicks((7, 8)), Prompt(text="liver")])
     sent = [None if p["point_coords"] is None else tuple(p["point_coords"].shape) for _, p in calls]
-    assert sorted(sent, key=str) == [(1, 2, 2), (2, 1, 2), None]
+    assert sorted({*sent}, key=str) == [(1, 2, 2), (2, 1, 2), None]
+    assert sent.count((2, 1, 2)) == sent.count((1, 2, 2)) == 1
     assert all(p["point_labels"] is None or (p["point_labels"] == 1).all() for _, p in calls)
 
 
@@ -126,10 +127,14 @@ def test_a_name_is_rated_by_how_sure_its_pixels_are(segmenter, embedding):
     assert 0.3 < _expected_iou(doubtful, -0.5).item() < 0.6
     assert _expected_iou(torch.full((1, 8, 8), -1.0), -0.5).item() == 0
     name, both = Prompt(text="liver"), Prompt(np.array([[20.0, 10.0]]), np.ones(1), text="liver")
-    by_name, by_both = (segmenter.predict(embedding, p) for p in (name, both))
-    rated = [_expected_iou(torch.from_numpy(p.low_res_mask)[None], -0.5).item() for p in (by_name, by_both)]
-    assert by_name.iou_prediction == pytest.approx(rated[0], abs=1e-5)
-    assert by_both.iou_prediction != pytest.approx(rated[1], abs=1e-3)
+    given = segmenter._tensors([name], (40, 80))
+    with torch.inference_mode():
+        masks = segmenter.network.predict_masks(embedding.features, **given).low_res_masks[0, 1:]
+    rated = _expected_iou(masks, -0.5).tolist()
+    assert segmenter.predict(embedding, name).iou_prediction in [pytest.approx(r, abs=1e-5) for r in rated]
+    by_both = segmenter.predict(embedding, both)
+    rated_so = _expected_iou(torch.from_numpy(by_both.low_res_mask), -0.5).item()
+    assert by_both.iou_prediction != pytest.approx(rated_so, abs=1e-3)
 
 
 @pytest.mark.parametrize(("by_mask", "taken"), [(True, 2), (False, 1)])
@@ -141,3 +146,22 @@ def test_of_a_names_candidates_the_surest_is_taken(segmenter, by_mask, taken):
     output = MaskPrediction(masks, ratings, torch.zeros(1, 4, 512), nothing, nothing)
     (answer,) = segmenter._answers(output, None, (64, 64), by_mask)
     assert np.array_equal(answer.low_res_mask, masks[0, taken])
+
+
+def test_a_name_that_was_found_is_asked_again_with_its_box(segmenter, embedding, calls):
+    """Breaks if the second look is left out or gets another box, is spent on what was not found, or rates the answer."""
+    name, click = Prompt(text="liver"), clicks((1, 2))
+    answer, _ = segmenter.predict_batch(embedding, [name, click])
+    asked = [{k for k, v in prompt.items() if v is not None} for _, prompt in calls]
+    assert asked == [{"text"}, {"text", "boxes", "low_res_masks"}, {"point_coords", "point_labels"}]
+    first, second = calls[0][1], calls[1][1]
+    with torch.inference_mode():
+        output = segmenter.network.predict_masks(embedding.features, **first)
+        (alone,) = segmenter._answers(output, None, (40, 80), True)
+    assert answer.iou_prediction == pytest.approx(alone.iou_prediction)
+    rows, columns = np.nonzero(alone.mask)
+    corners = torch.tensor([[[columns.min(), rows.min()], [columns.max(), rows.max()]]])
+    torch.testing.assert_close(second["boxes"].reshape(1, 2, 2), segmenter.frame.points(corners.float(), (40, 80)))
+    calls.clear()
+    assert segmenter.predict_confident(embedding, [name], min_iou=1.0) == {}
+    assert len(calls) == 1

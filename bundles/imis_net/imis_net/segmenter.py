@@ -20,6 +20,7 @@ from imis_net.networks.build import BUILDERS
 from imis_net.networks.imis_net import IMISNet
 from imis_net.networks.mask_decoder import MaskPrediction
 from imis_net.prompts import ImageEmbedding, Prediction, Prompt
+from imis_net.simulation import boxes_around
 from imis_net.transforms import Frame
 
 BUNDLE_DIR = Path(__file__).resolve().parents[1]
@@ -146,20 +147,40 @@ class TorchSegmenter:
         tensors = self._tensors(prompts, size)
         min_area = None if self.rule.may_answer_nothing else _min_area(tensors, len(prompts))
         given = {key for key, tensor in tensors.items() if tensor is not None}
-        is_rated_by_mask = self.rule.rates_names_by_mask and given == {"text"}
-        if min_iou is not None and isinstance(self.network, IMISNet) and not is_rated_by_mask:
+        is_grounded_name = self.rule.grounds_names and given == {"text"}
+        if min_iou is not None and isinstance(self.network, IMISNet) and not is_grounded_name:
             rows, output = self.network.predict_confident(embedding.features, min_iou, **tensors)
             if not len(rows):
                 return []
             min_area = None if min_area is None else min_area[rows.cpu()]
         else:
             rows, output = torch.arange(len(prompts)), self.network.predict_masks(embedding.features, **tensors)
-        return zip(rows.tolist(), self._answers(output, min_area, size, is_rated_by_mask), strict=True)
+        answers = self._answers(output, min_area, size, is_grounded_name)
+        if is_grounded_name:
+            answers = self._looked_at_again(embedding, prompts, answers, min_iou or 0.0)
+        return zip(rows.tolist(), answers, strict=True)
+
+    def _looked_at_again(
+        self, embedding: ImageEmbedding, names: Sequence[Prompt], answers: list[Prediction], min_iou: float
+    ) -> list[Prediction]:
+        """Names that were found above a bound, asked again with the box around what was found; the ratings stay."""
+        found = [i for i, a in enumerate(answers) if a.iou_prediction > min_iou and a.mask.any()]
+        if not found:
+            return answers
+        masks = torch.from_numpy(np.stack([answers[i].mask for i in found]))
+        boxes = boxes_around(masks, torch.zeros(len(found), 4)).numpy()
+        asked = [
+            replace(names[i], box=box, low_res_mask=answers[i].low_res_mask)
+            for i, box in zip(found, boxes, strict=True)
+        ]
+        for row, again in self._predict_alike(embedding, asked, None):
+            answers[found[row]] = replace(again, iou_prediction=answers[found[row]].iou_prediction)
+        return answers
 
     def _answers(
-        self, output: MaskPrediction, min_area: torch.Tensor | None, size: tuple[int, int], is_rated_by_mask: bool
+        self, output: MaskPrediction, min_area: torch.Tensor | None, size: tuple[int, int], is_grounded_name: bool
     ) -> list[Prediction]:
-        if is_rated_by_mask:
+        if is_grounded_name:
             output = replace(output, iou_predictions=_expected_iou(output.low_res_masks, self.rule.mask_threshold))
         low_res, iou, index = output.best(min_area, self.rule.stability_weight, self.rule.mask_threshold)
         logits = self.frame.to_original(low_res, size)
@@ -202,25 +223,23 @@ class AnswerRule:
         may_answer_nothing: whether an empty mask is an answer to a box or a click.
         mask_threshold: the logit above which a pixel belongs to the mask.
         stability_weight: what a candidate gains by depending little on where the threshold lies.
-        rates_names_by_mask: whether the predicted IoU of a name alone follows from the certainty of its mask's pixels,
-            and with it which candidate is taken. A network that grounds names finds them past the token that it rates
-            masks by.
+        grounds_names: whether the network finds names past the token that it rates masks by. Then the predicted IoU of
+            a name alone, and which candidate is taken, follow from the certainty of the mask's pixels, and what was
+            found is asked again with the box around it.
     """
 
     may_answer_nothing: bool
     mask_threshold: float
     stability_weight: float
-    rates_names_by_mask: bool
+    grounds_names: bool
 
 
-PUBLISHED_RULE = AnswerRule(
-    may_answer_nothing=True, mask_threshold=0.0, stability_weight=0.0, rates_names_by_mask=False
-)
+PUBLISHED_RULE = AnswerRule(may_answer_nothing=True, mask_threshold=0.0, stability_weight=0.0, grounds_names=False)
 COMPACT_RULE = AnswerRule(
     may_answer_nothing=False,
     mask_threshold=COMPACT_MASK_THRESHOLD,
     stability_weight=COMPACT_STABILITY_WEIGHT,
-    rates_names_by_mask=True,
+    grounds_names=True,
 )
 
 
