@@ -149,7 +149,7 @@ def test_of_a_names_candidates_the_surest_is_taken(segmenter, by_mask, taken):
 
 
 def test_a_name_that_was_found_is_asked_again_with_its_box(segmenter, embedding, calls):
-    """Breaks if the second look is left out or gets another box, is spent on what was not found, or rates the answer."""
+    """Breaks if the second look is left out, gets another box, is spent on what was not found, or rates the answer."""
     name, click = Prompt(text="liver"), clicks((1, 2))
     answer, _ = segmenter.predict_batch(embedding, [name, click])
     asked = [{k for k, v in prompt.items() if v is not None} for _, prompt in calls]
