@@ -82,6 +82,8 @@ class TorchSegmenter:
 
     def __init__(self, network: IMISNet, device: str | torch.device = "cpu") -> None:
         self.network = network.to(device).eval()
+        if isinstance(network, IMISNet):
+            network.prompt_encoder.prepare()
         self.device = torch.device(device)
         self.frame = model_frame(network.name, network.image_size)
         self.rule = answer_rule(network.name)
