@@ -104,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--strategy", choices=STRATEGIES, default="box", help="the first prompt (default: %(default)s)")
     add("--rounds", type=int, default=0, help="corrective clicks after it (default: %(default)s)")
     add("--seed", type=int, default=0)
-    add("--previous-mask", action="store_true", help="feed the last low-res mask back in each round")
+    add("--previous-mask", action="store_true", help="answer each click beside the mask of those before it")
     add("--forget-clicks", action="store_true", help="a correction is its click alone, as the paper trains")
     add("--human-clicks", action="store_true", help="first clicks on people's scribbles; only records that have some")
     add("--min-pixels", type=int, default=1, help="leave out smaller targets (default: %(default)s)")
