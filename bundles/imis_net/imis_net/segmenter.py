@@ -82,8 +82,6 @@ class TorchSegmenter:
 
     def __init__(self, network: IMISNet, device: str | torch.device = "cpu") -> None:
         self.network = network.to(device).eval()
-        if isinstance(network, IMISNet):
-            network.prompt_encoder.prepare()
         self.device = torch.device(device)
         self.frame = model_frame(network.name, network.image_size)
         self.rule = answer_rule(network.name)
@@ -301,6 +299,7 @@ def load_segmenter(
         )
     network = BUILDERS[name](**architecture)
     load_weights(network, path)
+    network.prompt_encoder.prepare()  # here, where nobody else has the network yet: it moves weights
     return TorchSegmenter(network, device)
 
 
