@@ -11,7 +11,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from imis_net.errors import UnknownHandleError
-from imis_net.serving.giving_way import at_most_until_done
+from imis_net.serving import giving_way
 from imis_net.serving.network_models import NetworkModel
 
 
@@ -26,8 +26,10 @@ class OneByOne:
 
     def initialize(self, args: dict[str, str]) -> None:
         self._inputs = [tensor["name"] for tensor in json.loads(args["model_config"])["input"]]
-        with at_most_until_done():  # then it is to answer as soon as any
+        try:
             self._model = type(self).network(Path(args["model_repository"], args["model_version"]))
+        finally:
+            giving_way.ready()  # it is to answer as soon as any
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
         return [self._answer(request) for request in requests]

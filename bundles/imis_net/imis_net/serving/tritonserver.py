@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from imis_net.errors import ServingError
-from imis_net.serving.giving_way import COMMAND, comes_back
+from imis_net.serving import giving_way
 from imis_net.serving.manifest import RELOADED
 
 LOOPBACK = "127.0.0.1"
@@ -234,7 +234,7 @@ def _backend_folder(root: Path) -> Path:
 
 def _let_new_processes_give_way(backends: Path) -> None:
     """From here on a version is loaded beside one that serves: its process gives way until it has loaded."""
-    if not comes_back() or shutil.which(COMMAND.split()[0]) is None:
+    if not giving_way.comes_back():
         return
     stub = backends / "python" / STUB
     draft = stub.with_suffix(".draft")
@@ -242,7 +242,7 @@ def _let_new_processes_give_way(backends: Path) -> None:
     draft.write_text(
         f"""#!/bin/sh
 case "$*" in
-  {reloaded}) exec {COMMAND} {shlex.quote(str(stub.resolve()))} "$@" ;;
+  {reloaded}) exec {shlex.join(giving_way.command(stub.resolve()))} "$@" ;;
   *) exec {shlex.quote(str(stub.resolve()))} "$@" ;;
 esac
 """
