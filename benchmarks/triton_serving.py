@@ -19,10 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT / "bundles" / "imis_net"))
+sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "bundles" / "imis_net")]
 
 import numpy as np
 from claims import Claim, report
+from export_latency import interleaved
 from tritonclient.grpc import InferenceServerClient
 
 from imis_net.adapters.graph_runtimes import Build
@@ -42,6 +43,8 @@ ANNOTATORS = (1, 2, 4, 8, 16)
 CLICK = Prompt(point_coords=[[263, 223]], point_labels=[1])
 BUILD = Build("onnxruntime")
 SAME_MASK_IOU = 0.98
+NUM_BEFORE = 120
+"""Clicks of each annotator before an exchange: about as many in all as during it, or p99 would be of other ranks."""
 
 
 def main() -> int:
@@ -73,17 +76,12 @@ def measure(side: int, num_clicks: int) -> Iterator[Claim]:
 
 
 def overhead(side: int, local: Segmenter, remote: TritonSegmenter, image: np.ndarray, num_clicks: int) -> Claim:
-    """In turn, so that whatever else the machine does meets both; after as many that are not timed, in which a server
+    """In turn, each when the other's threads have gone to sleep; after as many that are not timed, in which a server
     that has just started comes to rest."""
-    ways: list[tuple[Segmenter, ImageEmbedding]] = [
-        (local, local.encode_image(image)),
-        (remote, remote.encode_image(image)),
-    ]
-    times_ms: list[list[float]] = [[], []]
-    for _ in range(2 * num_clicks):
-        for times, (segmenter, embedding) in zip(times_ms, ways, strict=True):
-            times.append(timed_ms(lambda s=segmenter, e=embedding: s.predict(e, CLICK)))  # type: ignore[misc]
-    in_process, through = (float(np.median(times[num_clicks:])) for times in times_ms)
+    ways = [(segmenter, segmenter.encode_image(image)) for segmenter in (local, remote)]
+    calls = [lambda s=s, e=e: s.predict(e, CLICK) for s, e in ways]  # type: ignore[misc]
+    interleaved(calls, num_clicks)
+    in_process, through = interleaved(calls, num_clicks)
     beside = f"in process {in_process:.1f} ms, through Triton {through:.1f} ms, p50"
     return Claim(f"{side} px: a click's way to Triton and back, ms", through - in_process, 5, False, beside)
 
@@ -175,7 +173,7 @@ def hot_reload(
     side: int, server: TritonServer, embedding: ImageEmbedding, manifest: repo.Manifest, graphs: Path
 ) -> Iterator[Claim]:
     """Two annotators before, during and after an exchange of the decoder."""
-    before = annotators(server, embedding, 2, 40)
+    before = annotators(server, embedding, 2, NUM_BEFORE)
     runs = num_encoded(server)
     segmenters = [TritonSegmenter(server.grpc_url, deadline_s=120) for _ in range(2)]
     with clicking(segmenters, embedding) as seen:

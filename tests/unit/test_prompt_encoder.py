@@ -85,4 +85,15 @@ def test_padding_clicks_are_not_drawn():
     """Breaks if a "no point" at (0, 0) is drawn as a click in the corner."""
     dense = DensePromptEncoder(SIDE, (8, 4, 2))
     maps = dense.draw(torch.zeros(1, 1, 2), torch.tensor([[NOT_A_POINT]]), None)
-    assert maps.abs().sum() == 0
+    assert maps.abs().max() < 1e-20
+
+
+def test_what_is_worked_out_before_is_of_the_weights_that_are_loaded():
+    """Breaks if a prepared encoder keeps the position encoding of weights that it no longer has."""
+    first, second = (PromptEncoder(32, 64) for _ in range(2))
+    computed = second.dense_pe()
+    first.prepare()
+    assert torch.equal(first.dense_pe(), first.pe_layer.grid(4))
+    first.load_state_dict(second.state_dict())
+    assert torch.equal(first.dense_pe(), computed)
+    assert not any("kept" in key for key in first.state_dict())

@@ -299,6 +299,7 @@ def load_segmenter(
         )
     network = BUILDERS[name](**architecture)
     load_weights(network, path)
+    network.prompt_encoder.prepare()  # here, where nobody else has the network yet: it moves weights
     return TorchSegmenter(network, device)
 
 

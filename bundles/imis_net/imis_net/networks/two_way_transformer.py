@@ -33,11 +33,12 @@ class Attention(nn.Module):
             out = rearrange(out, "1 h (b n) d -> b n (h d)", b=num_prompts)
         else:
             out = F.scaled_dot_product_attention(q.expand(k.shape[0], -1, -1, -1), k, v)
-            out = rearrange(out, "b h n d -> b n (h d)")
+            out = out.transpose(1, 2).flatten(2)
         return self.out_proj(out)
 
     def _heads(self, x: Tensor) -> Tensor:
-        return rearrange(x, "b n (h d) -> b h n d", h=self.num_heads)
+        """[B, N, h * d] -> [B, h, N, d]; in torch's words, since einops' would take 2 % of a click here."""
+        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
 
 class TransformerMLP(nn.Module):
