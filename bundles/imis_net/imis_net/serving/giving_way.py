@@ -38,6 +38,11 @@ def start(command: Sequence[str], at_most_s: float = AT_MOST_S) -> None:
     os.execvp(command[0], list(command))
 
 
+def command(program: Path) -> list[str]:
+    """What to start instead of a program; its arguments follow."""
+    return [sys.executable, "-IS", __file__, str(program)]
+
+
 def ready() -> None:
     """This process gives way no longer, nor do the threads it has made; changes nothing where it was not started so."""
     if os.sched_getscheduler(0) == os.SCHED_IDLE:
@@ -85,11 +90,6 @@ def _as_usual(threads: Iterable[int]) -> None:
     for thread in threads:
         with suppress(ProcessLookupError):  # it has ended meanwhile
             os.sched_setscheduler(thread, os.SCHED_OTHER, NO_LEVEL)
-
-
-def command(program: Path) -> list[str]:
-    """What to start instead of a program; its arguments follow."""
-    return [sys.executable, "-IS", __file__, str(program)]
 
 
 if __name__ == "__main__":
