@@ -26,8 +26,10 @@ serve-triton: venv ## the same with the networks on a Triton server of this mach
 	@$(PYTHON) scripts/serve_triton.py --port $(PORT) --studies $(STUDIES) $(ARGS)
 
 test: export OMP_NUM_THREADS ?= 1
+# A worker that dies ends the run: pytest-xdist waits for ever for the tests that it takes with it.
 test: venv ## run the whole test suite, files side by side (ARGS="-k NAME", WORKERS=2)
-	@$(PYTHON) -m pytest --import-mode=importlib -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PYTHON) -m pytest --import-mode=importlib -n $(WORKERS) --dist loadfile --no-loadscope-reorder \
+	  --max-worker-restart 0 $(ARGS)
 
 e2e: venv ## install Chromium and Orthanc (apt, as root) for the browser tests, and run them
 	@apt-get install -y --no-install-recommends chromium fonts-dejavu-core orthanc orthanc-dicomweb || \

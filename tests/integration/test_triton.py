@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from imis_net.images import read_volume
 from imis_net.prompts import Prediction, Prompt
 from imis_net.segmenter import BUNDLE_DIR, TorchSegmenter, load_segmenter
 from imis_net.serving import repository as repo
+from imis_net.serving import tensors as names
 from imis_net.serving import wire
 from imis_net.serving.interactive import describe
+from imis_net.serving.network_models import KEPT_FEATURES_BYTES
 from imis_net.serving.reload import exchange
 from imis_net.serving.tritonserver import TritonServer, is_installed
 
@@ -84,15 +86,19 @@ def num_encoded(server: TritonServer) -> int:
     return sum(int(version.get("inference_count", 0)) for version in stats)
 
 
-def ask(server: TritonServer, **tensors: np.ndarray) -> dict[str, object]:
-    """A raw request, as a stranger's program would send it."""
+def as_inputs(tensors: Mapping[str, np.ndarray]) -> list[InferInput]:
     inputs = []
     for name, tensor in tensors.items():
         given = InferInput(name, list(tensor.shape), np_to_triton_dtype(tensor.dtype))
         given.set_data_from_numpy(tensor)
         inputs.append(given)
+    return inputs
+
+
+def ask(server: TritonServer, **tensors: np.ndarray) -> dict[str, object]:
+    """A raw request, as a stranger's program would send it."""
     with InferenceServerClient(server.grpc_url) as client:
-        return wire.to_info(client.infer(wire.MODEL, inputs).as_numpy(wire.INFO))
+        return wire.to_info(client.infer(wire.MODEL, as_inputs(tensors)).as_numpy(wire.INFO))
 
 
 @pytest.mark.parametrize("shares_memory", [True, False])
@@ -128,6 +134,19 @@ def test_six_users_cost_one_encoder_run_and_clicks_none(server: TritonServer) ->
         answers = set(pool.map(work, range(6)))
     assert len(answers) == 1
     assert num_encoded(server) == before + 1
+
+
+def test_features_that_the_decoder_no_longer_keeps_are_sent_again(server: TritonServer, local: TorchSegmenter) -> None:
+    """Breaks if a click fails once other images have taken the place of its image's features."""
+    remote = TritonSegmenter(server.grpc_url, deadline_s=60)
+    embedding = remote.encode_image(ct(3))
+    before = remote.predict(embedding, PROMPTS[0])
+    shapes = repo.Manifest.read(server.repository / repo.DECODER / "1").feature_shapes
+    features = {name: np.zeros(shape, np.float32) for name, shape in zip(names.FEATURES, shapes, strict=False)}
+    with InferenceServerClient(server.grpc_url) as client:
+        for i in range(KEPT_FEATURES_BYTES // sum(array.nbytes for array in features.values()) + 1):
+            client.infer(repo.DECODER, as_inputs({names.FEATURES_KEY: np.array([i, 0]), **features, **ONE}))
+    assert_same(remote.predict(embedding, PROMPTS[0]), before)
 
 
 HANDLE = wire.as_bytes([wire.image_handle(new_image(7))])

@@ -13,6 +13,7 @@ sys.path[:0] = os.environ.get("IMIS_NET_PATH", "").split(os.pathsep)  # where th
 
 from imis_net.errors import ImageError, PromptError, ServingError, UnknownHandleError
 from imis_net.serving.interactive import InteractiveModel
+from imis_net.serving.kept_features import UNKNOWN_FEATURES
 from imis_net.serving.remote_network import CurrentVersion
 
 CODES = {PromptError: "INVALID_ARG", ImageError: "INVALID_ARG", UnknownHandleError: "NOT_FOUND"}
@@ -64,8 +65,9 @@ def call(model, version, inputs, outputs):
     )
     response = request.exec()
     if response.has_error():
-        kind = UnknownHandleError if response.error().code() == pb.TritonError.NOT_FOUND else ServingError
-        raise kind(f"{model}: {response.error().message()}")
+        reason = response.error().message()
+        kind = UnknownHandleError if UNKNOWN_FEATURES in reason else ServingError
+        raise kind(f"{model}: {reason}")
     return [pb.get_output_tensor_by_name(response, name).as_numpy().copy() for name in outputs]
 
 

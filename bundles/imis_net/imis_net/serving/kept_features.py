@@ -10,6 +10,8 @@ import numpy as np
 
 from imis_net.errors import UnknownHandleError
 
+UNKNOWN_FEATURES = "unknown features: send them with their key"
+"""How a decoder's refusal is known: from one model to another, this Triton passes words on and loses error codes."""
 Features = dict[str, np.ndarray]
 
 
@@ -37,7 +39,7 @@ class KeptFeatures:
         """
         with self._lock:
             if key.tobytes() not in self._kept:
-                raise UnknownHandleError("unknown features: send them with their key")
+                raise UnknownHandleError(UNKNOWN_FEATURES)
             self._kept.move_to_end(key.tobytes())
             return self._kept[key.tobytes()]
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb
 
-from imis_net.errors import UnknownHandleError
 from imis_net.serving import giving_way
 from imis_net.serving.network_models import NetworkModel
 
@@ -39,6 +38,5 @@ class OneByOne:
         try:
             outputs = self._model.run({name: tensor.as_numpy() for name, tensor in given if tensor is not None})
         except Exception as error:  # whatever it is, it ends this request and no other
-            code = pb.TritonError.NOT_FOUND if isinstance(error, UnknownHandleError) else pb.TritonError.INTERNAL
-            return pb.InferenceResponse(error=pb.TritonError(str(error), code))
+            return pb.InferenceResponse(error=pb.TritonError(str(error)))
         return pb.InferenceResponse([pb.Tensor(n, np.ascontiguousarray(array)) for n, array in outputs.items()])
