@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from itertools import product
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import onnx.numpy_helper
 import pytest
 import torch
 
-from imis_net.adapters.graph_runtimes import DECODER, Build, OnnxRuntimeGraph
+from imis_net.adapters.graph_runtimes import DECODER, TEXT_ENCODER, Build, OnnxRuntimeGraph
 from imis_net.adapters.graphs import GraphSegmenter
 from imis_net.errors import ExportError
 from imis_net.evaluation.agreement import compare
@@ -50,6 +53,25 @@ def test_every_combination_of_prompts_gives_the_same_mask(
     assert (remote.weights_digest, remote.encoder_digest) == (local.weights_digest, local.encoder_digest)
     swapped = remote.predict(ours, prompts[0])
     np.testing.assert_allclose(swapped.low_res_mask, local.predict(ours, prompts[0]).low_res_mask, atol=1e-3)
+
+
+def test_signals_are_handled_after_graphs_were_exchanged(default_graphs: Path) -> None:
+    """Breaks if the signal that ends a server kills it: OpenVINO lends the thread that first loads a graph a stack for
+    signals, and takes it away with the last graph of that loading."""
+    program = """
+import os, signal, sys
+from pathlib import Path
+from imis_net.adapters.graph_runtimes import OpenVinoGraph
+served = [OpenVinoGraph(Path(sys.argv[1]), "fp32", 1) for version in range(2)]
+del served[0]  # the old one first
+del served[0]
+signal.signal(signal.SIGTERM, lambda number, frame: print("told to end"))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    command = [sys.executable, "-c", program, str(default_graphs / f"{TEXT_ENCODER}.onnx")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (0, "told to end\n"), ended.stderr
 
 
 def test_a_torn_graph_is_refused_and_a_whole_folder_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import itertools
 from collections import deque
@@ -121,7 +122,7 @@ class OpenVinoGraph:
         options = {"INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
-        self._model = openvino.compile_model(path, "CPU", options)
+        self._model = _openvino_core().compile_model(path, "CPU", options)
         self.input_names = [i.get_any_name() for i in self._model.inputs]
         self._idle: deque[Any] = deque()
 
@@ -135,3 +136,15 @@ class OpenVinoGraph:
         outputs = [np.array(answers[output]) for output in self._model.outputs]
         self._idle.append(request)
         return outputs
+
+
+@functools.cache
+def _openvino_core() -> Any:
+    """One for as long as the process lives.
+
+    Each would put a signal stack of its own under the thread that loads, and take it away when its last graph goes, in
+    whatever thread and order that happens: the next signal would then end the process without a word.
+    """
+    import openvino
+
+    return openvino.Core()
