@@ -20,11 +20,12 @@ def attention_by_hand(layer: Attention, q: Tensor, k: Tensor, v: Tensor) -> Tens
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("has_few_keys", [False, True])
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(3, 3), (3, 1), (1, 3)])
-def test_attention_is_softmax_of_scaled_products(num_queries, num_keys):
+def test_attention_is_softmax_of_scaled_products(num_queries, num_keys, has_few_keys):
     """Breaks if heads are cut otherwise, the scale takes the outer width, or a shared side mixes prompts up."""
     torch.manual_seed(0)
-    layer = Attention(16, 4, downsample_rate=2)
+    layer = Attention(16, 4, downsample_rate=2, has_few_keys=has_few_keys)
     q, k, v = torch.randn(num_queries, 5, 16), torch.randn(num_keys, 9, 16), torch.randn(num_keys, 9, 16)
     out = layer(q, k, v)
     for b in range(3):
