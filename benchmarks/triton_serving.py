@@ -42,11 +42,9 @@ ANNOTATORS = (1, 2, 4, 8, 16)
 CLICK = Prompt(point_coords=[[263, 223]], point_labels=[1])
 BUILD = Build("onnxruntime")
 SAME_MASK_IOU = 0.98
+NUM_BLOCKS = 6
 NUM_BEFORE = 120
 """Clicks of each annotator before an exchange: about as many in all as during it, or p99 would be of other ranks."""
-
-
-NUM_BLOCKS = 6
 
 
 def main() -> int:
