@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import itertools
+import threading
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -122,7 +123,9 @@ class OpenVinoGraph:
         options = {"INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "LATENCY"}
         if threads:
             options["INFERENCE_NUM_THREADS"] = threads
-        self._model = _openvino_core().compile_model(path, "CPU", options)
+        with _FIRST_LOADING:
+            core = _openvino_core()
+        self._model = core.compile_model(path, "CPU", options)
         self.input_names = [i.get_any_name() for i in self._model.inputs]
         self._idle: deque[Any] = deque()
 
@@ -136,6 +139,10 @@ class OpenVinoGraph:
         outputs = [np.array(answers[output]) for output in self._model.outputs]
         self._idle.append(request)
         return outputs
+
+
+_FIRST_LOADING = threading.Lock()
+"""``functools.cache`` alone would make a core for each thread that asks before the first is made."""
 
 
 @functools.cache
