@@ -92,17 +92,26 @@ def _whole_image(segmenters: dict[str, TorchSegmenter], image: np.ndarray) -> It
     yield Claim(what, times_ms[0] / min(times_ms), 1.1, at_least=False, beside=beside)
 
 
-def interleaved(calls: Sequence[Callable[[], object]], num_calls: int = NUM_CALLS) -> list[float]:
-    """Median milliseconds of each, taken in turns so that all meet the same machine."""
+def interleaved(
+    calls: Sequence[Callable[[], object]], num_turns: int = NUM_CALLS, in_a_row: int = 1, rest_s: float = REST_S
+) -> list[float]:
+    """Median milliseconds of each, taken in turns so that all meet the same machine.
+
+    ``in_a_row``: calls in a turn. If they are several, one that is not counted comes before them, since it finds the
+    caches full of the others' work.
+    """
     for call in calls:
         call()
     seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(num_calls):
+    for _ in range(num_turns):
         for call, own in zip(calls, seconds, strict=True):
-            time.sleep(REST_S)
-            start = time.perf_counter()
-            call()
-            own.append(time.perf_counter() - start)
+            if in_a_row > 1:
+                call()
+            for _ in range(in_a_row):
+                time.sleep(rest_s)
+                start = time.perf_counter()
+                call()
+                own.append(time.perf_counter() - start)
     return [1e3 * float(np.median(own)) for own in seconds]
 
 

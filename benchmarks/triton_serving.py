@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "bundles" / "imis_net")]
 
 import numpy as np
 from claims import Claim, report
+from export_latency import interleaved
 from tritonclient.grpc import InferenceServerClient
 
 from imis_net.adapters.graph_runtimes import Build
@@ -42,7 +43,10 @@ ANNOTATORS = (1, 2, 4, 8, 16)
 CLICK = Prompt(point_coords=[[263, 223]], point_labels=[1])
 BUILD = Build("onnxruntime")
 SAME_MASK_IOU = 0.98
-NUM_BLOCKS = 6
+NUM_TURNS = 6
+"""Of each way to the decoder."""
+NUM_RESTED, LONG_REST_S = 3, 0.2
+"""Clicks in a turn that come when the processor has gone to sleep, and how long that takes."""
 NUM_BEFORE = 120
 """Clicks of each annotator before an exchange: about as many in all as during it, or p99 would be of other ranks."""
 
@@ -80,28 +84,13 @@ def overhead(side: int, local: Segmenter, remote: TritonSegmenter, image: np.nda
     is no cost of the way but told from it badly."""
     ways = [(segmenter, segmenter.encode_image(image)) for segmenter in (local, remote)]
     calls = [lambda s=s, e=e: s.predict(e, CLICK) for s, e in ways]  # type: ignore[misc]
-    in_process, through = in_blocks(calls, num_clicks)
-    rested = in_blocks(calls, num_clicks // 10, rest_s=0.2)
+    in_process, through = interleaved(calls, NUM_TURNS, num_clicks, rest_s=0)
+    rested = interleaved(calls, NUM_TURNS, NUM_RESTED, LONG_REST_S)
     beside = (
         f"in process {in_process:.1f} ms, through Triton {through:.1f} ms, p50; "
-        f"0.2 s after the last {rested[0]:.1f} and {rested[1]:.1f} ms"
+        f"{LONG_REST_S} s after the last {rested[0]:.1f} and {rested[1]:.1f} ms"
     )
     return Claim(f"{side} px: a click's way to Triton and back, ms", through - in_process, 5, False, beside)
-
-
-def in_blocks(calls: Sequence[Callable[[], object]], num_calls: int, rest_s: float = 0.0) -> list[float]:
-    """Median milliseconds of each. Blocks take turns, so that all meet the same machine; single calls do not, since a
-    call would find the caches full of the other's weights. A block's first call is not counted."""
-    seconds: list[list[float]] = [[] for _ in calls]
-    for _ in range(NUM_BLOCKS):
-        for call, own in zip(calls, seconds, strict=True):
-            call()
-            for _ in range(num_calls):
-                time.sleep(rest_s)
-                start = time.perf_counter()
-                call()
-                own.append(time.perf_counter() - start)
-    return [1e3 * float(np.median(own)) for own in seconds]
 
 
 def wire(side: int, server: TritonServer, local: Segmenter, image: np.ndarray) -> Claim:

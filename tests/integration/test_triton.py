@@ -136,7 +136,7 @@ def test_six_users_cost_one_encoder_run_and_clicks_none(server: TritonServer) ->
     assert num_encoded(server) == before + 1
 
 
-def test_features_that_the_decoder_no_longer_keeps_are_sent_again(server: TritonServer, local: TorchSegmenter) -> None:
+def test_features_that_the_decoder_no_longer_keeps_are_sent_again(server: TritonServer) -> None:
     """Breaks if a click fails once other images have taken the place of its image's features."""
     remote = TritonSegmenter(server.grpc_url, deadline_s=60)
     embedding = remote.encode_image(ct(3))

@@ -90,7 +90,7 @@ class TritonConnection:
 
     def _translated(self, error: InferenceServerException) -> Exception:
         status, message = error.status(), error.message() or "no reason given"
-        if status == "StatusCode.NOT_FOUND" and message.startswith("unknown image handle"):
+        if status == "StatusCode.NOT_FOUND" and message.startswith(wire.UNKNOWN_HANDLE):
             return UnknownHandleError(message)
         # Triton's own refusals begin with the request's id: they speak of a model that is not ours.
         if status == "StatusCode.INVALID_ARGUMENT" and not message.startswith("[request id"):

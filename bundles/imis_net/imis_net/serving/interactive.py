@@ -56,7 +56,7 @@ class InteractiveModel:
         if image is None:
             kept = self._embeddings.get(key)
             if kept is None:
-                raise UnknownHandleError(f"unknown image handle: got {handle[:40]!r}; send the image with it")
+                raise UnknownHandleError(f"{wire.UNKNOWN_HANDLE}: got {handle[:40]!r}; send the image with it")
             return kept, True
         if wire.image_handle(image) != handle:
             raise PromptError(f"handle: {handle[:40]!r} is not the name of the image that came with it")

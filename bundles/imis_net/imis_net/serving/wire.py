@@ -32,6 +32,8 @@ IOU_PREDICTIONS = "iou_predictions"  # FP32 [P]
 SEMANTIC_EMBEDDINGS = "semantic_embeddings"  # FP32 [P, D], D is 0 where there are none
 INFO = "info"  # BYTES [1], a JSON object: what answered, see InteractiveModel.info
 
+UNKNOWN_HANDLE = "unknown image handle"
+"""How a refusal that asks for the image begins."""
 ANSWERS = (PACKED_MASKS, LOW_RES_MASKS, IOU_PREDICTIONS, SEMANTIC_EMBEDDINGS)
 MAX_TARGETS = 256
 """Per request; more than a person draws on one image."""
